@@ -1,0 +1,40 @@
+# Everything runs in .venv, from the pins in requirements.txt.
+PYTHON ?= python3
+BIN := .venv/bin
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: demo test check bench lock install clean
+
+demo: .venv/installed  ## the whole road, offline
+	$(BIN)/kling-relay demo
+
+test: .venv/installed  ## every test; what needs a server that is not there is skipped with a reason
+	$(BIN)/python -m pytest
+
+check: .venv/installed  ## style, types, the import contract, fresh pins
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/uv pip compile $(LOCK) --quiet --output-file .venv/requirements.txt
+	diff requirements.txt .venv/requirements.txt
+
+bench: .venv/installed  ## the figures of the README
+	$(BIN)/python -m tests.bench
+
+LOCK := pyproject.toml --universal --all-extras --group dev --generate-hashes --no-header
+lock: .venv/installed  ## pin anew what pyproject.toml asks for
+	$(BIN)/uv pip compile $(LOCK) --quiet --upgrade --output-file requirements.txt
+
+install: .venv/installed
+
+.venv/installed: requirements.txt pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or later is needed: make PYTHON=python3.12")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --require-hashes -r requirements.txt
+	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps -e .
+	cp requirements.txt .venv/requirements.txt
+	touch $@
+
+clean:
+	rm -rf .venv demo-output

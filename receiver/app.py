@@ -1,0 +1,286 @@
+"""What vendors call: callbacks, health, metrics, tick. Commits before it answers; tells nobody else.
+
+The callback's endpoint is plain ASGI ahead of the router, since it is called a thousand times
+for each call of any other. Everything it needs is passed in: importing this module loads no
+worker, no HTTP client and no command line.
+"""
+
+import asyncio
+import hmac
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, suppress
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+import structlog
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from receiver.callback import Verify
+from submitter.callback_url import check
+from submitter.clock import Clock
+from submitter.errors import (
+    CallbackRefused,
+    LedgerUnavailable,
+    RelayError,
+    TaskNotFound,
+    Unintelligible,
+    UrlUnknown,
+)
+from submitter.ledger.base import Ledger, Quarantined
+from submitter.task import Doubted, Report, Task, TaskStatus, Transition, transition
+
+BODY_LIMIT = 64 * 1024
+READ_TIMEOUT_S = 10.0
+TICK_BUDGET_S = 20.0
+PREFIX = "/callbacks/"
+
+log = structlog.get_logger("receiver")
+
+
+class Metrics(Protocol):
+    """What the receiver counts."""
+
+    def callback(self, vendor: str, result: str) -> None:
+        """Count a callback by its result."""
+        ...
+
+    def render(self, counts: Mapping[str, int]) -> bytes:
+        """Return the Prometheus text, with the ledger's own counts."""
+        ...
+
+
+Tick = Callable[[float], Awaitable[Mapping[str, int]]]
+Lifespan = Callable[[Starlette], AbstractAsyncContextManager[None]]
+
+
+def create_app(
+    ledger: Ledger,
+    verify: Verify,
+    *,
+    tick: Tick | None = None,
+    tick_token: str | None = None,
+    clock: Clock | None = None,
+    metrics: Metrics | None = None,
+    media: Path | None = None,
+    body_limit: int = BODY_LIMIT,
+    read_timeout_s: float = READ_TIMEOUT_S,
+    lifespan: Lifespan | None = None,
+) -> Starlette:
+    """Make the receiver.
+
+    `tick(budget_s)` does bounded work for `POST /tick`, which is off without `tick_token`.
+    `media` is a directory whose files are published under unguessable URLs.
+    """
+    clock = clock or Clock()
+
+    async def healthz(request: Request) -> Response:
+        return JSONResponse({"status": "ok"})
+
+    async def readyz(request: Request) -> Response:
+        await ledger.counts()
+        return JSONResponse({"status": "ready"})
+
+    async def show_metrics(request: Request) -> Response:
+        if metrics is None:
+            return PlainTextResponse("", 404)
+        return Response(metrics.render(await ledger.counts()), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    async def do_tick(request: Request) -> Response:
+        given = request.headers.get("authorization", "").encode()
+        if tick is None or tick_token is None:
+            return problem(404, "tick is off", "Set KLING_RELAY_TICK_TOKEN to turn it on.")
+        if not hmac.compare_digest(given, f"Bearer {tick_token}".encode()):
+            return problem(401, "wrong tick token", "Send `Authorization: Bearer <KLING_RELAY_TICK_TOKEN>`.")
+        return JSONResponse(dict(await tick(TICK_BUDGET_S)))
+
+    async def show_media(request: Request) -> Response:
+        name, token = request.path_params["name"], request.path_params["token"]
+        check(verify.ring, "media", name, token, clock.now_s())
+        path = None if media is None else media / name
+        if path is None or not path.is_file():  # the name was signed by us: it is no path
+            return problem(404, "no such file", "It was removed from the media store.")
+        return FileResponse(path)
+
+    async def on_error(request: Request, error: Exception) -> Response:
+        return _problem_of(error)
+
+    app = _Receiver(
+        routes=[
+            Route("/healthz", healthz),
+            Route("/readyz", readyz),
+            Route("/metrics", show_metrics),
+            Route("/tick", do_tick, methods=["POST"]),
+            Route("/media/{name}/{token}", show_media),
+        ],
+        exception_handlers={RelayError: on_error},
+        lifespan=lifespan,
+    )
+    app.callbacks = _Callbacks(ledger, verify, clock, metrics, body_limit, read_timeout_s)
+    return app
+
+
+class _Receiver(Starlette):
+    callbacks: "_Callbacks"
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"].startswith(PREFIX):
+            await self.callbacks(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
+
+
+class _BodyRefused(Exception):
+    """A body that is too long, or too slow, or broken off."""
+
+    def __init__(self, status: int, title: str) -> None:
+        self.status = status
+        super().__init__(title)
+
+
+class _Callbacks:
+    """`POST /callbacks/{vendor}/{external_task_id}/{token}`."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        verify: Verify,
+        clock: Clock,
+        metrics: Metrics | None,
+        body_limit: int,
+        read_timeout_s: float,
+    ) -> None:
+        self._ledger = ledger
+        self._verify = verify
+        self._clock = clock
+        self._metrics = metrics
+        self._body_limit = body_limit
+        self._read_timeout_s = read_timeout_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        vendor = "unknown"
+        try:
+            parts = scope["path"][len(PREFIX) :].split("/")
+            if len(parts) != 3:
+                raise UrlUnknown("no such callback URL")
+            self._verify.url(parts[0], parts[1], parts[2], self._clock.now_s())
+            vendor = parts[0]
+            if scope["method"] != "POST":
+                raise _BodyRefused(405, "callbacks are sent by POST")
+            headers: dict[bytes, bytes] = dict(scope["headers"])
+            body = await self._read(headers, receive)
+            result = await self._accept(vendor, parts[1], headers, body)
+        except (RelayError, _BodyRefused) as error:
+            result = type(error).__name__ if isinstance(error, RelayError) else "BodyRefused"
+            if isinstance(error, CallbackRefused | LedgerUnavailable | _BodyRefused):
+                log.warning("callback.refused", vendor=vendor, reason=str(error))
+            await _problem_of(error)(scope, receive, send)
+        else:
+            await send(_ACCEPTED)
+            await send(_ANSWERS[result])
+        if self._metrics is not None:
+            self._metrics.callback(vendor, result)
+
+    async def _read(self, headers: Mapping[bytes, bytes], receive: Receive) -> bytes:
+        length = headers.get(b"content-length", b"0")
+        if length.isdigit() and int(length) > self._body_limit:
+            raise _BodyRefused(413, f"the body is longer than {self._body_limit} bytes")
+        body: bytes = b""
+        try:
+            async with asyncio.timeout(self._read_timeout_s):
+                while True:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise _BodyRefused(400, "the body broke off")
+                    body += message.get("body", b"")
+                    if len(body) > self._body_limit:
+                        raise _BodyRefused(413, f"the body is longer than {self._body_limit} bytes")
+                    if not message.get("more_body", False):
+                        return body
+        except TimeoutError:
+            raise _BodyRefused(408, f"the body took longer than {self._read_timeout_s:g} s") from None
+
+    async def _accept(self, vendor: str, id: str, headers: Mapping[bytes, bytes], body: bytes) -> str:
+        """Verify, store, and return what became of it."""
+        now_ms = self._clock.now_ms()
+        try:
+            report = self._verify.body(vendor, id, headers, body, now_ms / 1000)
+        except Unintelligible as reason:
+            return await self._keep(vendor, id, body, str(reason), now_ms)
+        observation = self._verify.observation(vendor, report)
+
+        def decide(task: Task) -> Transition | None:
+            if task.task_id is not None and report.task_id != task.task_id:
+                return transition(task, Doubted(), now_ms)
+            return transition(task, observation, now_ms)
+
+        try:
+            applied = await self._ledger.apply(id, decide)
+        except TaskNotFound:
+            if _is_console_test(report):
+                log.info("callback.test", vendor=vendor)
+                return "test"
+            return await self._keep(vendor, id, body, "no such task in this ledger", now_ms)
+        task = applied.task
+        if task.task_id is not None and task.task_id != report.task_id:
+            return await self._keep(vendor, id, body, f"it is about the vendor's task {report.task_id}", now_ms)
+        if applied.transition is None:
+            return "unchanged"
+        if applied.transition.event_type is None:
+            log.info("callback.doubted", vendor=vendor, external_task_id=id, status=report.status.value)
+            return "doubted"
+        log.info("task.changed", vendor=vendor, external_task_id=id, status=task.status.value, source="callback")
+        return "applied"
+
+    async def _keep(self, vendor: str, id: str, body: bytes, reason: str, now_ms: int) -> str:
+        """Quarantine a body, and have the vendor asked about its task."""
+        await self._ledger.quarantine(Quarantined(id, vendor, now_ms, reason, body))
+        with suppress(TaskNotFound):
+            await self._ledger.apply(id, lambda task: transition(task, Doubted(), now_ms))
+        log.warning("callback.quarantined", vendor=vendor, external_task_id=id, reason=reason)
+        return "quarantined"
+
+
+def _is_console_test(report: Report) -> bool:
+    """Tell whether this is what Kling's console sends: `submitted`, for a task that nobody submitted."""
+    return report.status is TaskStatus.SUBMITTED and report.external_task_id is None
+
+
+def problem(status: int, title: str, detail: str) -> Response:
+    """Return an RFC 9457 problem."""
+    content = msgspec.json.encode({"type": "about:blank", "title": title, "status": status, "detail": detail})
+    return Response(content, status, media_type="application/problem+json")
+
+
+_TITLES = {
+    400: "body refused",
+    401: "signature invalid",
+    403: "callback URL expired",
+    404: "not found",
+    405: "method not allowed",
+    408: "body too slow",
+    413: "body too long",
+    503: "ledger unavailable",
+}
+
+
+def _problem_of(error: Exception) -> Response:
+    status = error.status if isinstance(error, RelayError | _BodyRefused) else 500
+    # A LedgerUnavailable names our own files: its reader is the operator, in the log.
+    detail = "try again later" if status == 503 else str(error)
+    return problem(status, _TITLES.get(status, "error"), detail)
+
+
+_ACCEPTED: dict[str, Any] = {
+    "type": "http.response.start",
+    "status": 200,
+    "headers": [(b"content-type", b"application/json")],
+}
+_ANSWERS: dict[str, dict[str, Any]] = {
+    result: {"type": "http.response.body", "body": b'{"result":"%s"}' % result.encode()}
+    for result in ("applied", "unchanged", "doubted", "quarantined", "test")
+}

@@ -1,0 +1,167 @@
+"""Telling hooks: what an attempt's outcome means (pure), and claim, send, settle.
+
+A claim is a lease that outlives the hook's timeout: whoever dies while sending is replaced by
+whoever claims next, so a hook may get an event twice and never not at all.
+"""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import msgspec
+import structlog
+
+from receiver.destinations.base import Destination, Outcome
+from receiver.hooks import Hook
+from submitter.clock import Clock
+from submitter.errors import LedgerUnavailable
+from submitter.ledger.base import Delivery, Ledger, Settlement
+
+LEASE_MARGIN_S = 30
+
+log = structlog.get_logger("delivery")
+
+
+class Bucket(msgspec.Struct, frozen=True):
+    """A token bucket: `tokens` are left at `at_s`; a token is a delivery. Holds one second's worth."""
+
+    rate: float
+    tokens: float
+    at_s: float
+
+    def at(self, now_s: float) -> "Bucket":
+        """Return the bucket as it has filled by `now_s`."""
+        filled = self.tokens + max(now_s - self.at_s, 0) * self.rate
+        return Bucket(self.rate, min(filled, max(self.rate, 1.0)), now_s)
+
+    def take(self, count: int) -> "Bucket":
+        """Return the bucket with `count` tokens less."""
+        return Bucket(self.rate, self.tokens - count, self.at_s)
+
+    @property
+    def next_s(self) -> float:
+        """Seconds from `at_s` until there is a token."""
+        return max(0.0, (1 - self.tokens) / self.rate)
+
+
+def judge(outcome: Outcome, delivery: Delivery, hook: Hook, now_ms: int, chance: float) -> Settlement:
+    """Return what an attempt's outcome means: done, dead, or due again; `chance` (0 to 1) is the jitter."""
+    if outcome.is_delivered:
+        return Settlement("done")
+    if outcome.is_gone:
+        return Settlement("dead", error=outcome.answer, disable_target=hook.target)
+    if delivery.attempts >= len(hook.schedule_s):
+        return Settlement("dead", error=outcome.answer)
+    delay_s = hook.schedule_s[delivery.attempts] * (1 + chance / 10)
+    delay_s = max(delay_s, outcome.retry_after_s or 0)
+    return Settlement("due", due_at_ms=now_ms + int(delay_s * 1000), error=outcome.answer)
+
+
+class Metrics(Protocol):
+    """What deliveries count."""
+
+    def delivery(self, hook: str, result: str, seconds: float) -> None:
+        """Count an attempt by its result."""
+        ...
+
+
+class Dispatcher:
+    """Claims what is due, sends it, settles it. Each hook has room of its own, so none delays another."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        hooks: Sequence[Hook],
+        destinations: Mapping[str, Destination],
+        clock: Clock,
+        metrics: Metrics | None = None,
+    ) -> None:
+        self._ledger = ledger
+        self._hooks = {hook.name: hook for hook in hooks}
+        self._destinations = destinations
+        self._clock = clock
+        self._metrics = metrics
+        self._sending = {hook.name: 0 for hook in hooks}
+        self._attempts: set[asyncio.Task[None]] = set()
+        now_s = clock.now_s()
+        self._buckets = {
+            hook.name: Bucket(hook.rate, max(hook.rate, 1.0), now_s) for hook in hooks if hook.rate is not None
+        }
+        timeouts = max((hook.timeout_s for hook in hooks), default=0)
+        self._lease_ms = int((timeouts + LEASE_MARGIN_S) * 1000)
+        self.begun = 0
+
+    async def dispatch(self) -> float | None:
+        """Begin every attempt that is due and has room; return the seconds until the next, or None.
+
+        The end of an attempt is a change of the ledger, which wakes whoever waits for one.
+        """
+        now_ms = self._clock.now_ms()
+        rooms = {name: self._room(hook, now_ms / 1000) for name, hook in self._hooks.items()}
+        routes = [hook.route(rooms[name]) for name, hook in self._hooks.items()]
+        claimed = await self._ledger.claim_deliveries(routes, now_ms, self._lease_ms)
+        for delivery in claimed.items:
+            self.begun += 1
+            self._sending[delivery.hook] += 1
+            attempt = asyncio.create_task(self._attempt(delivery))
+            self._attempts.add(attempt)
+            attempt.add_done_callback(self._attempts.discard)
+            if delivery.hook in self._buckets:
+                self._buckets[delivery.hook] = self._buckets[delivery.hook].take(1)
+        waits = [bucket.next_s for name, bucket in self._buckets.items() if bucket.next_s > 0]
+        if claimed.next_due_ms is not None:
+            waits.append(max(0.0, (claimed.next_due_ms - self._clock.now_ms()) / 1000))
+        return min(waits, default=None)
+
+    def _room(self, hook: Hook, now_s: float) -> int:
+        room = hook.concurrency - self._sending[hook.name]
+        bucket = self._buckets.get(hook.name)
+        if bucket is not None:
+            self._buckets[hook.name] = bucket = bucket.at(now_s)
+            room = min(room, int(bucket.tokens))
+        return max(room, 0)
+
+    async def _attempt(self, delivery: Delivery) -> None:
+        hook = self._hooks[delivery.hook]
+        begun_s = self._clock.now_s()
+        try:
+            async with asyncio.timeout(hook.timeout_s):  # of the whole attempt: httpx's is for each read
+                outcome = await self._destinations[hook.name].send(delivery.event, begun_s)
+        except TimeoutError:
+            outcome = Outcome(False, f"no answer within {hook.timeout_s:g} s")
+        except Exception as error:  # noqa: BLE001 - a broken destination must not take the others with it
+            outcome = Outcome(False, f"{type(error).__name__}: {error}"[:500])
+        finally:
+            self._sending[hook.name] -= 1
+        now_ms = self._clock.now_ms()
+        settlement = judge(outcome, delivery, hook, now_ms, self._clock.chance())
+        if self._metrics is not None:
+            self._metrics.delivery(hook.name, settlement.state, now_ms / 1000 - begun_s)
+        log.info(
+            "delivery.attempted",
+            hook=hook.name,
+            event_id=delivery.event.id,
+            type=delivery.event.type,
+            external_task_id=delivery.event.external_task_id,
+            attempt=delivery.attempts,
+            result=settlement.state,
+            answer=outcome.answer,
+            seconds=round(now_ms / 1000 - begun_s, 3),
+        )
+        try:
+            await self._ledger.settle(delivery, settlement)
+        except LedgerUnavailable as error:
+            log.error("delivery.unsettled", hook=hook.name, event_id=delivery.event.id, reason=str(error))
+
+    async def finish(self, timeout_s: float | None = None) -> None:
+        """Wait for the attempts under way; after `timeout_s` leave them to their leases."""
+        if not self._attempts:
+            return
+        _, pending = await asyncio.wait(self._attempts, timeout=timeout_s)
+        for attempt in pending:
+            attempt.cancel()
+
+    async def close(self) -> None:
+        """Close every destination."""
+        for destination in self._destinations.values():
+            await destination.close()

@@ -1,0 +1,107 @@
+"""Sends events to HTTP endpoints: CloudEvents over HTTP, signed by Standard Webhooks.
+
+Success is 2xx. A redirect is a failure: following it would take a signed event elsewhere. 410
+asks for nothing more; 429 and 503 may say when to come back.
+"""
+
+import ssl
+from datetime import UTC
+from email.utils import parsedate_to_datetime
+
+import httpx
+import msgspec
+
+from receiver.destinations.base import Outcome
+from receiver.hooks import Hook
+from receiver.signature import sign
+from submitter.egress import AddressForbidden, guarded_client
+from submitter.event import CONTENT_TYPE, Event
+
+ANSWER_MAX = 2048
+RETRY_AFTER_MAX_S = 86400.0
+_ATTRIBUTES = ("specversion", "id", "source", "type", "subject", "time", "sequence")
+_ssl_context: ssl.SSLContext | None = None
+
+
+class HttpDestination:
+    """One HTTP hook, with connections of its own."""
+
+    def __init__(self, hook: Hook, client: httpx.AsyncClient) -> None:
+        self._hook = hook
+        self._client = client
+
+    async def send(self, event: Event, now_s: float) -> Outcome:
+        body, headers = encode(event, self._hook.mode)
+        headers |= sign(self._hook.secrets, event.id, int(now_s), body)
+        try:
+            async with self._client.stream("POST", self._hook.url, content=body, headers=headers) as response:
+                said = b""
+                if not response.is_success:
+                    async for chunk in response.aiter_raw():
+                        said += chunk
+                        if len(said) >= ANSWER_MAX:
+                            break
+        except AddressForbidden as error:
+            return Outcome(False, str(error))
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            return Outcome(False, f"{type(error).__name__}: {error}"[:500])
+        status = response.status_code
+        if response.is_success:
+            return Outcome(True, f"HTTP {status}")
+        retry_after_s = None
+        if status in (429, 503):
+            retry_after_s = read_retry_after(response.headers.get("retry-after"), now_s)
+        text = said[:200].decode(errors="replace").replace("\n", " ")
+        return Outcome(False, f"HTTP {status} {text}".strip(), retry_after_s, is_gone=status == 410)
+
+    async def reach(self) -> str | None:
+        try:
+            async with self._client.stream("HEAD", self._hook.url):
+                return None  # whatever it answers to HEAD: there is somebody
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            return str(error) or type(error).__name__
+
+    async def close(self) -> None:
+        await self._client.aclose()
+
+
+def open(hook: Hook, allow_hosts: frozenset[str]) -> HttpDestination:
+    """Open an HTTP destination that reaches public addresses, and `allow_hosts`."""
+    global _ssl_context  # noqa: PLW0603 - reading the CA bundle costs 100 ms, and every hook needs the same
+    if _ssl_context is None:
+        _ssl_context = ssl.create_default_context()
+    client = guarded_client(allow_hosts, timeout_s=hook.timeout_s, verify=_ssl_context, connections=hook.concurrency)
+    return HttpDestination(hook, client)
+
+
+def encode(event: Event, mode: str) -> tuple[bytes, dict[str, str]]:
+    """Return an event's body and headers in CloudEvents' structured or binary mode."""
+    headers = {"user-agent": "kling-relay"}
+    if mode == "structured":
+        return event.body, headers | {"content-type": CONTENT_TYPE}
+    envelope = msgspec.json.decode(event.body)
+    headers |= {f"ce-{name}": _header(envelope[name]) for name in _ATTRIBUTES}
+    return msgspec.json.encode(envelope["data"]), headers | {"content-type": envelope["datacontenttype"]}
+
+
+def read_retry_after(value: str | None, now_s: float) -> float | None:
+    """Return the seconds that a Retry-After header asks for (RFC 9110: seconds, or a date), at most a day."""
+    if value is None:
+        return None
+    if value.strip().isdecimal():
+        return min(float(value[:12]), RETRY_AFTER_MAX_S)
+    try:
+        moment = parsedate_to_datetime(value)
+    except ValueError:
+        return None
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    return min(max(moment.timestamp() - now_s, 0.0), RETRY_AFTER_MAX_S)
+
+
+def _header(value: str) -> str:
+    """Percent-encode as the HTTP binding asks (CloudEvents HTTP 3.1.3.2): space, quote, percent, non-ASCII."""
+    return "".join(
+        char if "!" <= char <= "~" and char not in '"%' else "".join(f"%{byte:02X}" for byte in char.encode())
+        for char in value
+    )

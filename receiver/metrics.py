@@ -1,0 +1,53 @@
+"""Prometheus metrics."""
+
+from collections.abc import Mapping
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+
+class PrometheusMetrics:
+    """Everything that is counted, in a registry of its own."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        self._callbacks = Counter(
+            "kling_relay_callbacks", "Callbacks, by vendor and result", ["vendor", "result"], registry=self._registry
+        )
+        self._deliveries = Histogram(
+            "kling_relay_delivery_seconds",
+            "Attempts to deliver, by hook and result (done, due again, dead)",
+            ["hook", "result"],
+            registry=self._registry,
+        )
+        self._queries = Counter(
+            "kling_relay_polls",
+            "Queries to vendors, by vendor and result",
+            ["vendor", "result"],
+            registry=self._registry,
+        )
+        self._polled = Counter("kling_relay_polled_tasks", "Tasks asked about", ["vendor"], registry=self._registry)
+        self._open = Gauge("kling_relay_open_tasks", "Tasks without an end", ["status"], registry=self._registry)
+        self._pending = Gauge("kling_relay_deliveries", "Deliveries, due or dead", ["state"], registry=self._registry)
+        self._quarantine = Gauge("kling_relay_quarantine", "Bodies in quarantine", registry=self._registry)
+
+    def callback(self, vendor: str, result: str) -> None:
+        self._callbacks.labels(vendor, result).inc()
+
+    def delivery(self, hook: str, result: str, seconds: float) -> None:
+        self._deliveries.labels(hook, result).observe(seconds)
+
+    def poll(self, vendor: str, result: str, tasks: int) -> None:
+        self._queries.labels(vendor, result).inc()
+        self._polled.labels(vendor).inc(tasks)
+
+    def render(self, counts: Mapping[str, int]) -> bytes:
+        self._open.clear()
+        for name, count in counts.items():
+            kind, _, rest = name.partition(".")
+            if kind == "task":
+                self._open.labels(rest).set(count)
+            elif kind == "delivery":
+                self._pending.labels(rest).set(count)
+            elif kind == "quarantine":
+                self._quarantine.set(count)
+        return generate_latest(self._registry)

@@ -1,0 +1,69 @@
+"""The receiver's settings: the common ones, the hooks, and who may call."""
+
+from collections.abc import Mapping
+
+import msgspec
+
+from receiver.hooks import Hook, read_hooks
+from receiver.signature import Secret, read_secret
+from submitter.errors import InvalidSettings
+from submitter.settings import Settings, no_keys, open_reader, read_settings
+from submitter.vendors import CONFIGURE
+
+CONFIRM = ("never", "terminal", "always")
+
+
+class ReceiverSettings(msgspec.Struct, frozen=True):
+    """What `serve`, `deliver` and `poll` need.
+
+    `confirm` says, by vendor, which reports are believed only after a poll.
+    """
+
+    common: Settings
+    hooks: tuple[Hook, ...]
+    secrets: dict[str, tuple[Secret, ...]]
+    confirm: dict[str, str]
+    tick_token: str | None
+    log: str | None
+    body_limit: int
+
+    def __repr__(self) -> str:
+        return f"ReceiverSettings({self.common.ledger!r}, {len(self.hooks)} hooks)"
+
+    def require_keys(self) -> None:
+        """Raise InvalidSettings when no key ring is there to check callback URLs with."""
+        if self.common.ring is None:
+            raise InvalidSettings([no_keys()])
+
+
+def load_receiver_settings(environ: Mapping[str, str] | None = None) -> ReceiverSettings:
+    """Read every setting; raise InvalidSettings with every problem."""
+    reader = open_reader(environ)
+    common = read_settings(reader)
+    hooks = read_hooks(reader.table.get("hook", []), reader.secret, reader.problems)
+    secrets: dict[str, tuple[Secret, ...]] = {}
+    confirm: dict[str, str] = {}
+    for name, setup in CONFIGURE.items():  # a receiver needs no vendor's API key to hear its callbacks
+        default = "never" if setup.reader.signs_callbacks else "terminal"
+        confirm[name] = reader.choice("confirm", CONFIRM, default, vendor=name)
+        variable = f"{name.upper()}_WEBHOOK_SECRET"
+        table = reader.vendor_table(name)
+        value = reader.environ.get(variable) or ""
+        if not value and "webhook_secret" in table:
+            value = reader.secret(f"vendor.{name}.webhook_secret", str(table["webhook_secret"])) or ""
+        found = []
+        for part in filter(None, (part.strip() for part in value.split(","))):
+            try:
+                found.append(read_secret(variable, part))
+            except InvalidSettings as error:
+                reader.problems.extend(error.problems)
+        secrets[name] = tuple(found)
+    token = reader.text("tick_token")
+    if token is not None and len(token) < 16:
+        reader.problem("KLING_RELAY_TICK_TOKEN", "[hidden]", "16 characters or more", "Choose a long random one.")
+    style = reader.text("log")
+    if style not in (None, "json", "console"):
+        reader.problem("KLING_RELAY_LOG", repr(style), "json or console", "Choose one of them.")
+    body_limit = reader.number("body_limit", 64 * 1024, least=1024) or 64 * 1024
+    reader.finish()
+    return ReceiverSettings(common, hooks, secrets, confirm, token, style, int(body_limit))

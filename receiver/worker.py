@@ -1,0 +1,85 @@
+"""The loops behind the receiver. Woken by commits; a timer only for what is due later."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+
+import structlog
+
+from receiver.delivery import Dispatcher
+from receiver.poll import Poller
+from submitter.errors import LedgerUnavailable
+from submitter.ledger.base import Ledger
+
+STOP_TIMEOUT_S = 20.0
+PAUSE_AFTER_ERROR_S = 1.0
+
+log = structlog.get_logger("worker")
+
+Step = Callable[[], Awaitable[float | None]]
+
+
+class Worker:
+    """Delivers and polls until it is stopped, or for one tick."""
+
+    def __init__(self, ledger: Ledger, dispatcher: Dispatcher, poller: Poller) -> None:
+        self._ledger = ledger
+        self._dispatcher = dispatcher
+        self._poller = poller
+        self._loops: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        """Begin both loops in the running event loop."""
+        self._loops = [
+            asyncio.create_task(self._run("deliver", self._dispatcher.dispatch)),
+            asyncio.create_task(self._run("poll", self._poller.poll)),
+        ]
+
+    async def stop(self) -> None:
+        """End both loops, then wait for the attempts under way."""
+        for loop in self._loops:
+            loop.cancel()
+        for loop in self._loops:
+            with suppress(asyncio.CancelledError):
+                await loop
+        await self._dispatcher.finish(STOP_TIMEOUT_S)
+        await self._dispatcher.close()
+
+    async def deliver(self) -> int:
+        """Make every attempt that is due now, wait for their ends, and return how many there were."""
+        before = self._dispatcher.begun
+        while True:
+            begun = self._dispatcher.begun
+            wait_s = await self._dispatcher.dispatch()
+            await self._dispatcher.finish()
+            if self._dispatcher.begun == begun and wait_s != 0:
+                return self._dispatcher.begun - before
+
+    async def poll(self) -> int:
+        """Ask about every task that is due now, and return how many were asked about."""
+        before = self._poller.asked
+        await self._poller.poll()
+        return self._poller.asked - before
+
+    async def tick(self, budget_s: float) -> Mapping[str, int]:
+        """Deliver what is due and poll what is silent, within `budget_s`; what is left keeps its place."""
+        delivered, polled = self._dispatcher.begun, self._poller.asked
+        with suppress(TimeoutError):
+            async with asyncio.timeout(budget_s):
+                await self.poll()
+                await self.deliver()
+        await self._dispatcher.finish(0)  # nothing runs after the answer: what was cut off is claimed again
+        return {"delivered": self._dispatcher.begun - delivered, "polled": self._poller.asked - polled}
+
+    async def _run(self, name: str, step: Step) -> None:
+        while True:
+            try:
+                mark = self._ledger.mark()
+                wait_s = await step()
+                await self._ledger.changed(mark, wait_s)
+            except LedgerUnavailable as error:
+                log.error(f"{name}.stalled", reason=str(error))
+                await asyncio.sleep(PAUSE_AFTER_ERROR_S)
+            except Exception:
+                log.exception(f"{name}.failed")
+                await asyncio.sleep(PAUSE_AFTER_ERROR_S)

@@ -1,0 +1,24 @@
+"""Submits Kling Motion Control tasks, each of them once, and follows them to their end.
+
+async with Submitter.from_settings() as submitter:
+    task = await submitter.submit(MotionControl(image="girl.png", video="https://...", character_orientation="video"))
+    done = await task.result(timeout=1800)
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from submitter.request import MotionControl
+
+if TYPE_CHECKING:
+    from submitter.submit import SubmittedTask, Submitter
+
+__all__ = ["MotionControl", "SubmittedTask", "Submitter"]
+
+
+def __getattr__(name: str) -> Any:
+    # The receiver imports this package too, and has no use for an HTTP client.
+    if name in ("Submitter", "SubmittedTask"):
+        from submitter import submit
+
+        return getattr(submit, name)
+    raise AttributeError(name)

@@ -1,0 +1,109 @@
+"""One task's unguessable callback URL: a capability, checked before any store is touched. Pure.
+
+    {public_url}/callbacks/{vendor}/{external_task_id}/{key id}.{expiry}.{mac}
+
+`mac` is HMAC-SHA256 over the vendor, the external_task_id and the expiry (Unix seconds), in
+unpadded base64url. The key ring's first key signs; all verify, so that keys rotate.
+"""
+
+import base64
+import binascii
+import hmac
+import re
+
+import msgspec
+
+from submitter.errors import InvalidSettings, Problem, UrlExpired, UrlUnknown
+
+URL_LIVES_S = 30 * 86400
+"""As long as Kling keeps a result: a truth that comes later could not be fetched any more."""
+
+KEY_BYTES = 32
+_TOKEN = re.compile(r"(/callbacks/[^/\s\"']+/[^/\s\"']+/)[A-Za-z0-9_.~-]+")
+
+
+class Key(msgspec.Struct, frozen=True):
+    """One named signing key. Its secret is in no repr."""
+
+    id: str
+    secret: bytes
+
+    def __repr__(self) -> str:
+        return f"Key({self.id!r})"
+
+
+class KeyRing(msgspec.Struct, frozen=True):
+    """The keys that callback URLs are made with: the first signs, all verify."""
+
+    keys: tuple[Key, ...]
+
+    @classmethod
+    def read(cls, text: str) -> "KeyRing":
+        """Read `id:base64,id:base64`; raise InvalidSettings, naming the key but never its secret."""
+        keys: list[Key] = []
+        problems: list[Problem] = []
+        for position, entry in enumerate(filter(None, (part.strip() for part in text.split(","))), start=1):
+            id, _, encoded = entry.partition(":")
+            try:
+                secret = base64.b64decode(encoded, validate=True)
+            except binascii.Error:
+                secret = b""
+            if not re.fullmatch(r"[A-Za-z0-9_-]{1,32}", id) or len(secret) < KEY_BYTES:
+                problems.append(
+                    Problem(
+                        field="KLING_RELAY_KEYS",
+                        value=f"key {position} of the list",
+                        limit=f"id:base64 with at least {KEY_BYTES} bytes",
+                        remedy="Make one with `kling-relay keys new`.",
+                    )
+                )
+            elif any(key.id == id for key in keys):
+                problems.append(
+                    Problem(
+                        field="KLING_RELAY_KEYS",
+                        value=f"id {id!r} twice",
+                        limit="each key has an id of its own",
+                        remedy="Rename one of them.",
+                    )
+                )
+            keys.append(Key(id, secret))
+        if problems:
+            raise InvalidSettings(problems)
+        return cls(tuple(keys))
+
+
+def mint(ring: KeyRing, vendor: str, external_task_id: str, expires_at_s: int) -> str:
+    """Return the token of one task's URL, signed by the ring's first key."""
+    key = ring.keys[0]
+    return f"{key.id}.{expires_at_s}.{_mac(key, vendor, external_task_id, str(expires_at_s))}"
+
+
+def callback_url(public_url: str, ring: KeyRing, vendor: str, external_task_id: str, now_s: float) -> str:
+    """Return the URL that `vendor` shall call about this task, good for URL_LIVES_S."""
+    token = mint(ring, vendor, external_task_id, int(now_s) + URL_LIVES_S)
+    return f"{public_url.rstrip('/')}/callbacks/{vendor}/{external_task_id}/{token}"
+
+
+def check(ring: KeyRing, vendor: str, external_task_id: str, token: str, now_s: float) -> None:
+    """Raise UrlUnknown or UrlExpired unless `token` was minted for this vendor and task."""
+    key_id, _, rest = token.partition(".")
+    expiry, _, mac = rest.partition(".")
+    for key in ring.keys:
+        if key.id == key_id:
+            minted = _mac(key, vendor, external_task_id, expiry)
+            if not hmac.compare_digest(minted.encode(), mac.encode(errors="replace")):
+                break
+            if int(expiry) < now_s:  # digits: we signed it
+                raise UrlExpired("this callback URL is past its time")
+            return
+    raise UrlUnknown("no such callback URL")
+
+
+def redact(text: str) -> str:
+    """Return `text` with the token of every callback URL in it hidden."""
+    return _TOKEN.sub(r"\1[hidden]", text)
+
+
+def _mac(key: Key, vendor: str, external_task_id: str, expiry: str) -> str:
+    signed = f"{vendor}\n{external_task_id}\n{expiry}".encode(errors="replace")
+    return base64.urlsafe_b64encode(hmac.digest(key.secret, signed, "sha256")).rstrip(b"=").decode()

@@ -1,0 +1,211 @@
+"""What a ledger promises, whatever keeps it.
+
+The law: `apply` is the only door to a task's status. A task's new state and its event are one
+transaction, and no method returns before that is durable. A claim is a lease: it ends by itself.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Generic, Literal, Protocol, TypeVar
+from urllib.parse import urlsplit
+
+import msgspec
+
+from submitter.errors import InvalidSettings, Problem
+from submitter.event import Event
+from submitter.task import Decide, Task, TaskStatus, Transition
+
+T = TypeVar("T")
+
+
+class Applied(msgspec.Struct, frozen=True):
+    """What `apply` did: the task as it is now, and the transition, or None when nothing changed."""
+
+    task: Task
+    transition: Transition | None
+
+
+class Reserved(msgspec.Struct, frozen=True):
+    """What `reserve` did: the task with this id, and whether this call made it."""
+
+    task: Task
+    is_new: bool
+
+
+class Route(msgspec.Struct, frozen=True):
+    """A hook as the ledger sees it: its name, the event types it wants (None: all), a fingerprint
+    of where it leads, and how many deliveries may be claimed for it now.
+    """
+
+    hook: str
+    events: frozenset[str] | None
+    target: str
+    room: int
+
+
+DeliveryState = Literal["due", "done", "dead"]
+
+
+class Delivery(msgspec.Struct, frozen=True):
+    """One event on its way to one hook. `attempts` counts those begun, this one included."""
+
+    id: int
+    hook: str
+    event: Event
+    state: DeliveryState
+    attempts: int
+    due_at_ms: int
+    last_error: str = ""
+
+
+class Settlement(msgspec.Struct, frozen=True):
+    """How a claimed delivery ended: `done`, `dead`, or `due` again at `due_at_ms`.
+
+    `disable_target` names the target that said it is gone: its hook gets nothing more.
+    """
+
+    state: DeliveryState
+    due_at_ms: int = 0
+    error: str = ""
+    disable_target: str | None = None
+
+
+class Claimed(msgspec.Struct, Generic[T], frozen=True):
+    """What a claim got, and when it is worth claiming again (Unix milliseconds; None: on a change)."""
+
+    items: list[T]
+    next_due_ms: int | None
+
+
+class HookState(msgspec.Struct, frozen=True):
+    """What the ledger knows of one hook. `disabled` is the reason, or None."""
+
+    hook: str
+    due: int = 0
+    dead: int = 0
+    disabled: str | None = None
+
+
+class Quarantined(msgspec.Struct, frozen=True):
+    """An authentic body that could not be understood; `times` counts its repetitions."""
+
+    external_task_id: str
+    vendor: str
+    received_at_ms: int
+    reason: str
+    body: bytes
+    times: int = 1
+
+
+class Ledger(Protocol):
+    """The protocol. Every method raises LedgerUnavailable when the engine cannot answer."""
+
+    async def reserve(self, task: Task, slots: int | None = None) -> Reserved | None:
+        """Store `task` unless its id exists; return the stored one.
+
+        With `slots`, a new task is stored only while fewer than that many tasks of its vendor
+        are between reservation and end; None is returned when there is no room.
+        """
+        ...
+
+    async def apply(self, external_task_id: str, decide: Decide) -> Applied:
+        """Call `decide` with the task and store what it returns, with its event, as one transaction.
+
+        `decide` is pure and may be called more than once. Raises TaskNotFound, and whatever
+        `decide` raises; then nothing was stored.
+        """
+        ...
+
+    async def get(self, external_task_id: str) -> Task:
+        """Return the task; raise TaskNotFound."""
+        ...
+
+    async def get_many(self, external_task_ids: Sequence[str]) -> list[Task]:
+        """Return those of these tasks that exist, in any order."""
+        ...
+
+    async def tasks(
+        self, *, status: TaskStatus | None = None, vendor: str | None = None, before_id: str | None = None, limit: int
+    ) -> list[Task]:
+        """Return tasks, the newest first; `before_id` continues behind that task."""
+        ...
+
+    async def open_tasks(self, vendor: str) -> int:
+        """Return how many of a vendor's tasks are between reservation and end."""
+        ...
+
+    async def events(self, external_task_id: str) -> list[Event]:
+        """Return a task's events in their order."""
+        ...
+
+    async def claim_polls(self, now_ms: int, lease_ms: int, limit: int) -> Claimed[Task]:
+        """Return tasks whose poll is due, the longest overdue first; no other claim returns them for `lease_ms`."""
+        ...
+
+    async def claim_deliveries(self, routes: Sequence[Route], now_ms: int, lease_ms: int) -> Claimed[Delivery]:
+        """Make deliveries of the events that no hook was given yet, then claim those that are due.
+
+        Each route gets at most `room`. An event goes to every route that wants it; one that is
+        disabled gets it as dead. Each attempt counted is durable before it is returned.
+        """
+        ...
+
+    async def settle(self, delivery: Delivery, settlement: Settlement) -> bool:
+        """End a claim; return False when it was no longer held (its lease ended and another took it)."""
+        ...
+
+    async def deliveries(self, *, hook: str | None, state: DeliveryState | None, limit: int) -> list[Delivery]:
+        """Return deliveries, the newest first."""
+        ...
+
+    async def replay(self, hook: str, now_ms: int, external_task_id: str | None = None) -> int:
+        """Make a hook's dead deliveries due again (one task's, or all), enable it, return how many."""
+        ...
+
+    async def hook_states(self, routes: Iterable[Route]) -> list[HookState]:
+        """Return what is known of each of these hooks."""
+        ...
+
+    async def quarantine(self, entry: Quarantined) -> None:
+        """Keep a body; the same body of the same task is kept once and counted."""
+        ...
+
+    async def quarantined(self, limit: int) -> list[Quarantined]:
+        """Return what is in quarantine, the newest first."""
+        ...
+
+    async def counts(self) -> Mapping[str, int]:
+        """Return how many open tasks there are by `task.<status>`, and `delivery.due`,
+        `delivery.dead` and `quarantine`. What has ended is not counted: that would cost more each day.
+        """
+        ...
+
+    def mark(self) -> int:
+        """Return a mark of the ledger's present state, to wait from."""
+        ...
+
+    async def changed(self, mark: int, timeout_s: float | None) -> None:
+        """Return once any process has committed something since `mark`, or after `timeout_s` seconds."""
+        ...
+
+    async def close(self) -> None:
+        """Finish what was begun and let go of the engine."""
+        ...
+
+
+def open_ledger(url: str) -> Ledger:
+    """Open the ledger that `url` names: `sqlite:///relative.db` or `sqlite:////absolute.db`."""
+    scheme = urlsplit(url).scheme
+    if scheme == "sqlite" and url.startswith("sqlite:///") and len(url) > len("sqlite:///"):
+        from submitter.ledger.sqlite import SqliteLedger
+
+        return SqliteLedger(url.removeprefix("sqlite:///"))
+    raise InvalidSettings(
+        [
+            Problem(
+                "KLING_RELAY_LEDGER",
+                f"scheme {scheme!r}",
+                "sqlite:///path",
+                "Use sqlite:///relay.db, or sqlite:////an/absolute/path.db.",
+            )
+        ]
+    )

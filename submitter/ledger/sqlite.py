@@ -1,0 +1,573 @@
+"""The embedded ledger: one SQLite file, no server.
+
+One thread writes. It gathers whatever operations wait and commits them as one transaction, so
+that many callers share one fsync; each is answered after it. Statements are set-based (one step
+for a whole group): stepping row by row would hand the interpreter lock to and fro for each row.
+Readers have a connection of their own, which WAL lets read while the writer writes. Several
+processes may use one file; a busy file is waited for.
+"""
+
+import asyncio
+import hashlib
+import queue
+import sqlite3
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from submitter.errors import LedgerUnavailable, RelayError, TaskNotFound
+from submitter.event import Event, event_of
+from submitter.ledger.base import (
+    Applied,
+    Claimed,
+    Delivery,
+    DeliveryState,
+    HookState,
+    Quarantined,
+    Reserved,
+    Route,
+    Settlement,
+)
+from submitter.task import SETTLED, Decide, Task, TaskStatus, Transition
+
+BUSY_TIMEOUT_S = 30.0
+WATCH_S = 0.05  # how soon another process's commit is seen
+GROUP_MAX = 512
+ROUTE_MAX = 1000
+_STOP = None
+
+T = TypeVar("T")
+_tasks = msgspec.json.Decoder(Task)
+
+READ_TASKS = """
+SELECT group_concat(doc, char(10)) FROM tasks
+WHERE external_task_id IN (SELECT value FROM json_each(?))
+"""
+UPDATE_TASKS = """
+UPDATE tasks SET
+    status = json_extract(new.value, '$[1]'),
+    is_open = json_extract(new.value, '$[2]'),
+    poll_at_ms = json_extract(new.value, '$[3]'),
+    doc = json_extract(new.value, '$[4]')
+FROM json_each(?) AS new WHERE tasks.external_task_id = json_extract(new.value, '$[0]')
+"""
+INSERT_EVENTS = """
+INSERT INTO events (external_task_id, sequence, id, type, time_ms, body)
+SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]'),
+       json_extract(value, '$[3]'), json_extract(value, '$[4]'), json_extract(value, '$[5]')
+FROM json_each(?)
+"""
+INSERT_DELIVERIES = """
+INSERT INTO deliveries (event_seq, hook, state, due_at_ms, last_error)
+SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]'),
+       json_extract(value, '$[3]'), json_extract(value, '$[4]')
+FROM json_each(?) WHERE true ON CONFLICT DO NOTHING
+"""
+SELECT_DELIVERIES = """
+SELECT d.id, d.hook, d.state, d.attempts, d.due_at_ms, d.last_error,
+       e.id, e.type, e.external_task_id, e.sequence, e.time_ms, e.body
+FROM deliveries AS d JOIN events AS e ON e.seq = d.event_seq
+"""
+
+
+class _Operation(msgspec.Struct):
+    """One waiting caller: either `run` or (`external_task_id`, `decide`)."""
+
+    future: "asyncio.Future[Any]"
+    loop: asyncio.AbstractEventLoop
+    run: Callable[[sqlite3.Connection], Any] | None = None
+    external_task_id: str = ""
+    decide: Decide | None = None
+    outcome: Any = None
+
+
+class SqliteLedger:
+    """The `Ledger` protocol on one SQLite file."""
+
+    def __init__(self, path: str | Path) -> None:
+        self._path = str(path)
+        try:
+            self._write_connection = _connect(self._path)
+            _migrate(self._write_connection)
+            self._read_connection = _connect(self._path)
+            self._watch_connection = _connect(self._path)
+        except sqlite3.Error as error:
+            raise LedgerUnavailable(
+                f"the ledger {self._path!r} cannot be opened ({error}); its folder must exist and be writable"
+            ) from error
+        self._operations: queue.SimpleQueue[_Operation | None] = queue.SimpleQueue()
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="ledger-read")
+        self._committed: asyncio.Event | None = None
+        self._closed = False
+        self._writer = threading.Thread(target=self._write_loop, name="ledger-write", daemon=True)
+        self._writer.start()
+
+    # -- the one door -------------------------------------------------------------------------
+
+    async def apply(self, external_task_id: str, decide: Decide) -> Applied:
+        applied: Applied = await self._enqueue(external_task_id=external_task_id, decide=decide)
+        return applied
+
+    async def reserve(self, task: Task, slots: int | None = None) -> Reserved | None:
+        def run(db: sqlite3.Connection) -> Reserved | None:
+            row = db.execute("SELECT doc FROM tasks WHERE external_task_id = ?", (task.external_task_id,)).fetchone()
+            if row is not None:
+                return Reserved(_tasks.decode(row[0]), is_new=False)
+            if slots is not None and _open_tasks(db, task.vendor) >= slots:
+                return None
+            id, status, is_open, poll_at_ms, doc = _columns(task)
+            db.execute(
+                "INSERT INTO tasks (external_task_id, vendor, status, is_open, created_at_ms, poll_at_ms, doc)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (id, task.vendor, status, is_open, task.created_at_ms, poll_at_ms, doc),
+            )
+            return Reserved(task, is_new=True)
+
+        return await self._write(run)
+
+    # -- reading ------------------------------------------------------------------------------
+
+    async def get(self, external_task_id: str) -> Task:
+        found = await self.get_many([external_task_id])
+        if not found:
+            raise TaskNotFound(external_task_id)
+        return found[0]
+
+    async def get_many(self, external_task_ids: Sequence[str]) -> list[Task]:
+        ids = msgspec.json.encode(list(external_task_ids)).decode()
+        return await self._read(lambda db: _read_tasks(db, ids))
+
+    async def tasks(
+        self, *, status: TaskStatus | None = None, vendor: str | None = None, before_id: str | None = None, limit: int
+    ) -> list[Task]:
+        conditions, values = ["true"], []
+        for column, value in (("status", status and status.value), ("vendor", vendor)):
+            if value is not None:
+                conditions.append(f"{column} = ?")
+                values.append(value)
+        if before_id is not None:
+            conditions.append(
+                "(created_at_ms, external_task_id) <"
+                " (SELECT created_at_ms, external_task_id FROM tasks WHERE external_task_id = ?)"
+            )
+            values.append(before_id)
+        sql = (
+            f"SELECT doc FROM tasks WHERE {' AND '.join(conditions)}"
+            " ORDER BY created_at_ms DESC, external_task_id DESC LIMIT ?"
+        )
+        return await self._read(lambda db: [_tasks.decode(row[0]) for row in db.execute(sql, (*values, limit))])
+
+    async def open_tasks(self, vendor: str) -> int:
+        return await self._read(lambda db: _open_tasks(db, vendor))
+
+    async def events(self, external_task_id: str) -> list[Event]:
+        sql = (
+            "SELECT id, type, external_task_id, sequence, time_ms, body FROM events"
+            " WHERE external_task_id = ? ORDER BY sequence"
+        )
+        return await self._read(lambda db: [_event(row) for row in db.execute(sql, (external_task_id,))])
+
+    # -- polls --------------------------------------------------------------------------------
+
+    async def claim_polls(self, now_ms: int, lease_ms: int, limit: int) -> Claimed[Task]:
+        def run(db: sqlite3.Connection) -> Claimed[Task]:
+            rows = db.execute(
+                "SELECT doc FROM tasks WHERE poll_at_ms <= ? ORDER BY poll_at_ms LIMIT ?", (now_ms, limit)
+            ).fetchall()
+            tasks = [_tasks.decode(row[0]) for row in rows]
+            if tasks:
+                ids = msgspec.json.encode([task.external_task_id for task in tasks]).decode()
+                db.execute(
+                    "UPDATE tasks SET poll_at_ms = ? WHERE external_task_id IN (SELECT value FROM json_each(?))",
+                    (now_ms + lease_ms, ids),
+                )
+            next_due_ms = db.execute("SELECT min(poll_at_ms) FROM tasks WHERE poll_at_ms IS NOT NULL").fetchone()[0]
+            return Claimed(tasks, next_due_ms)
+
+        return await self._write(run)
+
+    # -- deliveries ---------------------------------------------------------------------------
+
+    async def claim_deliveries(self, routes: Sequence[Route], now_ms: int, lease_ms: int) -> Claimed[Delivery]:
+        def run(db: sqlite3.Connection) -> Claimed[Delivery]:
+            more = _route(db, routes, now_ms)
+            claimed: list[Delivery] = []
+            next_due = [now_ms] if more else []
+            for route in routes:
+                found = _claim(db, route, now_ms, lease_ms)
+                claimed.extend(found)
+                if len(found) < route.room:  # else its end wakes the caller
+                    due_ms = db.execute(
+                        "SELECT min(due_at_ms) FROM deliveries WHERE state = 'due' AND hook = ?", (route.hook,)
+                    ).fetchone()[0]
+                    next_due.extend([] if due_ms is None else [due_ms])
+            return Claimed(claimed, min(next_due, default=None))
+
+        return await self._write(run)
+
+    async def settle(self, delivery: Delivery, settlement: Settlement) -> bool:
+        def run(db: sqlite3.Connection) -> bool:
+            held = db.execute(
+                "UPDATE deliveries SET state = ?, due_at_ms = ?, last_error = ?"
+                " WHERE id = ? AND attempts = ? AND state = 'due'",
+                (settlement.state, settlement.due_at_ms, settlement.error, delivery.id, delivery.attempts),
+            ).rowcount
+            if settlement.disable_target is not None:
+                db.execute(
+                    "INSERT OR REPLACE INTO disabled (hook, target, reason) VALUES (?, ?, ?)",
+                    (delivery.hook, settlement.disable_target, settlement.error),
+                )
+                db.execute(
+                    "UPDATE deliveries SET state = 'dead', last_error = ? WHERE hook = ? AND state = 'due'",
+                    (f"hook disabled: {settlement.error}", delivery.hook),
+                )
+            return bool(held)
+
+        return await self._write(run)
+
+    async def deliveries(self, *, hook: str | None, state: DeliveryState | None, limit: int) -> list[Delivery]:
+        sql = (
+            f"{SELECT_DELIVERIES} WHERE (?1 IS NULL OR d.hook = ?1) AND (?2 IS NULL OR d.state = ?2)"
+            " ORDER BY d.id DESC LIMIT ?3"
+        )
+        return await self._read(lambda db: [_delivery(row) for row in db.execute(sql, (hook, state, limit))])
+
+    async def replay(self, hook: str, now_ms: int, external_task_id: str | None = None) -> int:
+        def run(db: sqlite3.Connection) -> int:
+            db.execute("DELETE FROM disabled WHERE hook = ?", (hook,))
+            return db.execute(
+                "UPDATE deliveries SET state = 'due', attempts = 0, due_at_ms = ?1"
+                " WHERE hook = ?2 AND state = 'dead' AND (?3 IS NULL OR event_seq IN"
+                " (SELECT seq FROM events WHERE external_task_id = ?3))",
+                (now_ms, hook, external_task_id),
+            ).rowcount
+
+        return await self._write(run)
+
+    async def hook_states(self, routes: Iterable[Route]) -> list[HookState]:
+        wanted = list(routes)
+
+        def run(db: sqlite3.Connection) -> list[HookState]:
+            states = []
+            for route in wanted:
+                due, dead = (
+                    db.execute(
+                        f"SELECT count(*) FROM deliveries WHERE hook = ? AND state = '{state}'", (route.hook,)
+                    ).fetchone()[0]
+                    for state in ("due", "dead")
+                )
+                states.append(HookState(route.hook, due, dead, _disabled(db, route)))
+            return states
+
+        return await self._read(run)
+
+    # -- quarantine, counts -------------------------------------------------------------------
+
+    async def quarantine(self, entry: Quarantined) -> None:
+        digest = hashlib.sha256(entry.body).hexdigest()
+
+        def run(db: sqlite3.Connection) -> None:
+            db.execute(
+                "INSERT INTO quarantine (external_task_id, digest, vendor, received_at_ms, reason, body)"
+                " VALUES (?, ?, ?, ?, ?, ?)"
+                " ON CONFLICT DO UPDATE SET times = times + 1, received_at_ms = excluded.received_at_ms",
+                (entry.external_task_id, digest, entry.vendor, entry.received_at_ms, entry.reason, entry.body),
+            )
+
+        await self._write(run)
+
+    async def quarantined(self, limit: int) -> list[Quarantined]:
+        sql = (
+            "SELECT external_task_id, vendor, received_at_ms, reason, body, times FROM quarantine"
+            " ORDER BY received_at_ms DESC LIMIT ?"
+        )
+        return await self._read(lambda db: [Quarantined(*row) for row in db.execute(sql, (limit,))])
+
+    async def counts(self) -> Mapping[str, int]:
+        def run(db: sqlite3.Connection) -> dict[str, int]:
+            counts = {
+                f"task.{status}": n
+                for status, n in db.execute("SELECT status, count(*) FROM tasks WHERE is_open = 1 GROUP BY status")
+            }
+            for state in ("due", "dead"):
+                counts[f"delivery.{state}"] = db.execute(
+                    f"SELECT count(*) FROM deliveries WHERE state = '{state}'"
+                ).fetchone()[0]
+            counts["quarantine"] = db.execute("SELECT count(*) FROM quarantine").fetchone()[0]
+            return counts
+
+        return await self._read(run)
+
+    # -- waiting ------------------------------------------------------------------------------
+
+    def mark(self) -> int:
+        try:
+            version: int = self._watch_connection.execute("PRAGMA data_version").fetchone()[0]
+        except sqlite3.Error as error:
+            raise LedgerUnavailable(f"the ledger {self._path!r} does not answer: {error}") from error
+        return version
+
+    async def changed(self, mark: int, timeout_s: float | None) -> None:
+        loop = asyncio.get_running_loop()
+        deadline = None if timeout_s is None else loop.time() + timeout_s
+        while self.mark() == mark and not self._closed:
+            # Our own commits set the event; another process's are seen in the file.
+            left_s = WATCH_S if deadline is None else min(WATCH_S, deadline - loop.time())
+            if left_s <= 0:
+                return
+            if self._committed is None or self._committed.is_set():
+                self._committed = asyncio.Event()
+            try:
+                async with asyncio.timeout(left_s):
+                    await self._committed.wait()
+            except TimeoutError:
+                continue
+
+    async def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        self._operations.put(_STOP)
+        await asyncio.to_thread(self._writer.join)
+        await asyncio.to_thread(self._reader.shutdown)
+        for connection in (self._write_connection, self._read_connection, self._watch_connection):
+            connection.close()
+
+    # -- the machinery ------------------------------------------------------------------------
+
+    async def _write(self, run: Callable[[sqlite3.Connection], T]) -> T:
+        result: T = await self._enqueue(run=run)
+        return result
+
+    async def _read(self, run: Callable[[sqlite3.Connection], T]) -> T:
+        if self._closed:
+            raise LedgerUnavailable("the ledger is closed")
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._reader, run, self._read_connection)
+        except sqlite3.Error as error:
+            raise LedgerUnavailable(f"the ledger {self._path!r} does not answer: {error}") from error
+
+    def _enqueue(
+        self,
+        *,
+        run: Callable[[sqlite3.Connection], Any] | None = None,
+        external_task_id: str = "",
+        decide: Decide | None = None,
+    ) -> "asyncio.Future[Any]":
+        if self._closed:
+            raise LedgerUnavailable("the ledger is closed")
+        loop = asyncio.get_running_loop()
+        future = loop.create_future()
+        self._operations.put(_Operation(future, loop, run, external_task_id, decide))
+        return future
+
+    def _write_loop(self) -> None:
+        stopping = False
+        while not stopping:
+            group: list[_Operation] = []
+            operation = self._operations.get()
+            while True:
+                if operation is _STOP:
+                    stopping = True
+                    break
+                group.append(operation)
+                if len(group) == GROUP_MAX:
+                    break
+                try:
+                    operation = self._operations.get_nowait()
+                except queue.Empty:
+                    break
+            if group:
+                self._commit(group)
+                self._answer(group)
+
+    def _commit(self, group: list[_Operation]) -> None:
+        try:
+            with _transaction(self._write_connection) as db:
+                for operation in group:
+                    if operation.run is not None:
+                        operation.outcome = _outcome(operation.run, db)
+                _apply_all(db, [operation for operation in group if operation.decide is not None])
+        except sqlite3.Error as error:
+            if len(group) > 1:  # one that cannot be stored must not take the others with it
+                for operation in group:
+                    self._commit([operation])
+            else:
+                group[0].outcome = LedgerUnavailable(f"the ledger {self._path!r} cannot be written: {error}")
+
+    def _answer(self, group: list[_Operation]) -> None:
+        by_loop: dict[asyncio.AbstractEventLoop, list[_Operation]] = {}
+        for operation in group:
+            by_loop.setdefault(operation.loop, []).append(operation)
+        for loop, operations in by_loop.items():
+            try:
+                loop.call_soon_threadsafe(self._resolve, operations)
+            except RuntimeError:  # the loop ended while we wrote: nobody waits any more
+                continue
+
+    def _resolve(self, operations: list[_Operation]) -> None:
+        for operation in operations:
+            if operation.future.done():
+                continue
+            if isinstance(operation.outcome, Exception):
+                operation.future.set_exception(operation.outcome)
+            else:
+                operation.future.set_result(operation.outcome)
+        if self._committed is not None:
+            self._committed.set()
+
+
+def _connect(path: str) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=BUSY_TIMEOUT_S)
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("PRAGMA foreign_keys = ON")
+    return connection
+
+
+@contextmanager
+def _transaction(db: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        yield db
+        db.execute("COMMIT")
+    except BaseException:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+        raise
+
+
+def _migrate(db: sqlite3.Connection) -> None:
+    script = resources.files("submitter.ledger").joinpath("schema.sql").read_text()
+    migrations = script.split("-- migration ")[1:]
+    with _transaction(db):  # so that of several processes that start at once one migrates
+        version = db.execute("PRAGMA user_version").fetchone()[0]
+        if version > len(migrations):
+            raise LedgerUnavailable(
+                f"this ledger has schema {version} and this kling-relay knows {len(migrations)}; upgrade kling-relay"
+            )
+        for migration in migrations[version:]:
+            statement = ""
+            for line in migration.splitlines(keepends=True)[1:]:
+                statement += line
+                if sqlite3.complete_statement(statement):
+                    db.execute(statement)
+                    statement = ""
+        db.execute(f"PRAGMA user_version = {len(migrations)}")
+
+
+def _outcome(run: Callable[[sqlite3.Connection], Any], db: sqlite3.Connection) -> Any:
+    try:
+        return run(db)
+    except RelayError as error:
+        return error
+
+
+def _apply_all(db: sqlite3.Connection, operations: list[_Operation]) -> None:
+    if not operations:
+        return
+    ids = msgspec.json.encode([operation.external_task_id for operation in operations]).decode()
+    tasks = {task.external_task_id: task for task in _read_tasks(db, ids)}
+    changed: dict[str, Task] = {}
+    events: list[Event] = []
+    for operation in operations:
+        operation.outcome = _decide(operation, tasks)
+        if isinstance(operation.outcome, Applied) and operation.outcome.transition is not None:
+            transition = operation.outcome.transition
+            tasks[operation.external_task_id] = changed[operation.external_task_id] = transition.task
+            event = event_of(transition)
+            if event is not None:
+                events.append(event)
+    if changed:
+        db.execute(UPDATE_TASKS, (msgspec.json.encode([_columns(task) for task in changed.values()]).decode(),))
+    if events:
+        rows = [(e.external_task_id, e.sequence, e.id, e.type, e.time_ms, e.body.decode()) for e in events]
+        db.execute(INSERT_EVENTS, (msgspec.json.encode(rows).decode(),))
+
+
+def _decide(operation: _Operation, tasks: Mapping[str, Task]) -> Applied | Exception:
+    task = tasks.get(operation.external_task_id)
+    if task is None:
+        return TaskNotFound(operation.external_task_id)
+    assert operation.decide is not None
+    try:
+        transition: Transition | None = operation.decide(task)
+    except Exception as error:  # noqa: BLE001 - the caller's own error goes back to the caller alone
+        return error
+    return Applied(task if transition is None else transition.task, transition)
+
+
+def _columns(task: Task) -> tuple[str, str, int, int | None, str]:
+    is_open = int(task.status not in SETTLED and not task.refused)
+    doc = msgspec.json.encode(task).decode()
+    return task.external_task_id, task.status.value, is_open, task.poll_at_ms, doc
+
+
+def _read_tasks(db: sqlite3.Connection, ids: str) -> list[Task]:
+    lines = db.execute(READ_TASKS, (ids,)).fetchone()[0]
+    return _tasks.decode_lines(lines) if lines else []
+
+
+def _open_tasks(db: sqlite3.Connection, vendor: str) -> int:
+    count: int = db.execute("SELECT count(*) FROM tasks WHERE is_open = 1 AND vendor = ?", (vendor,)).fetchone()[0]
+    return count
+
+
+def _event(row: Sequence[Any]) -> Event:
+    id, type, external_task_id, sequence, time_ms, body = row
+    return Event(id, type, external_task_id, sequence, time_ms, body.encode())
+
+
+def _delivery(row: Sequence[Any]) -> Delivery:
+    id, hook, state, attempts, due_at_ms, last_error = row[:6]
+    return Delivery(id, hook, _event(row[6:]), state, attempts, due_at_ms, last_error)
+
+
+def _disabled(db: sqlite3.Connection, route: Route) -> str | None:
+    row = db.execute("SELECT reason FROM disabled WHERE hook = ? AND target = ?", (route.hook, route.target)).fetchone()
+    return None if row is None else str(row[0])
+
+
+def _route(db: sqlite3.Connection, routes: Sequence[Route], now_ms: int) -> bool:
+    """Make deliveries of events that have none; return whether there are more than were taken."""
+    events = db.execute(
+        "SELECT seq, type FROM events WHERE seq > (SELECT upto FROM routed) ORDER BY seq LIMIT ?", (ROUTE_MAX,)
+    ).fetchall()
+    if not events:
+        return False
+    rows: list[tuple[int, str, str, int, str]] = []
+    for route in routes:
+        reason = _disabled(db, route)
+        state, error = ("due", "") if reason is None else ("dead", f"hook disabled: {reason}")
+        rows.extend(
+            (seq, route.hook, state, now_ms, error)
+            for seq, type in events
+            if route.events is None or type in route.events
+        )
+    db.execute(INSERT_DELIVERIES, (msgspec.json.encode(rows).decode(),))
+    db.execute("UPDATE routed SET upto = ?", (events[-1][0],))
+    return len(events) == ROUTE_MAX
+
+
+def _claim(db: sqlite3.Connection, route: Route, now_ms: int, lease_ms: int) -> list[Delivery]:
+    if route.room <= 0:
+        return []
+    rows = db.execute(
+        f"{SELECT_DELIVERIES} WHERE d.hook = ? AND d.state = 'due' AND d.due_at_ms <= ?"
+        " ORDER BY d.due_at_ms, d.id LIMIT ?",
+        (route.hook, now_ms, route.room),
+    ).fetchall()
+    if not rows:
+        return []
+    ids = msgspec.json.encode([row[0] for row in rows]).decode()
+    db.execute(
+        "UPDATE deliveries SET attempts = attempts + 1, due_at_ms = ? WHERE id IN (SELECT value FROM json_each(?))",
+        (now_ms + lease_ms, ids),
+    )
+    return [msgspec.structs.replace(_delivery(row), attempts=row[3] + 1) for row in rows]

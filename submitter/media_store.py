@@ -1,0 +1,101 @@
+"""Gives a local file a public URL: vendors fetch videos, they take no uploads.
+
+Two kinds: a directory that `serve` publishes at `/media/...` under unguessable URLs, and any
+object store that obstore speaks (S3, GCS, Azure), by presigned URLs. A file is stored under its
+SHA-256, so that the same file is uploaded once.
+"""
+
+import asyncio
+import shutil
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+from submitter.callback_url import KeyRing, mint
+from submitter.clock import Clock
+from submitter.errors import InvalidSettings, Problem
+
+URL_LIVES_S = 86400
+"""A task waits in a vendor's queue for hours at the most before its media are fetched."""
+
+
+class MediaStore(Protocol):
+    """Where local media go."""
+
+    async def publish(self, path: Path, sha256: str, format: str) -> str:
+        """Store the file and return a URL that is good for URL_LIVES_S."""
+        ...
+
+
+class DirectoryStore:
+    """A directory on this machine, published by `serve`."""
+
+    def __init__(self, directory: Path, public_url: str, ring: KeyRing, clock: Clock) -> None:
+        self._directory = directory
+        self._public_url = public_url
+        self._ring = ring
+        self._clock = clock
+
+    async def publish(self, path: Path, sha256: str, format: str) -> str:
+        name = f"{sha256}.{format}"
+        await asyncio.to_thread(self._copy, path, self._directory / name)
+        token = mint(self._ring, "media", name, int(self._clock.now_s()) + URL_LIVES_S)
+        return f"{self._public_url.rstrip('/')}/media/{name}/{token}"
+
+    def _copy(self, path: Path, target: Path) -> None:
+        if target.exists():
+            return
+        self._directory.mkdir(parents=True, exist_ok=True)
+        part = target.with_name(f"{target.name}.{self._clock.new_id()}.part")
+        shutil.copyfile(path, part)
+        part.replace(target)
+
+
+class ObjectStore:
+    """A bucket, through obstore; credentials come from the environment, as its cloud's tools read them."""
+
+    def __init__(self, store: Any) -> None:
+        self._store = store
+
+    async def publish(self, path: Path, sha256: str, format: str) -> str:
+        import obstore
+
+        key = f"kling-relay/{sha256}.{format}"
+        try:
+            await obstore.head_async(self._store, key)
+        except FileNotFoundError:
+            await obstore.put_async(self._store, key, path, attributes={"Content-Type": f"video/{format}"})
+        return str(await obstore.sign_async(self._store, "GET", key, timedelta(seconds=URL_LIVES_S)))
+
+
+def open_media_store(url: str, *, public_url: str | None, ring: KeyRing | None, clock: Clock) -> MediaStore:
+    """Open the store that `url` names: a directory, or `s3://`, `gs://`, `az://` with a bucket and prefix."""
+    if directory_of(url) is not None:
+        if public_url is None or ring is None:
+            raise _problem(
+                url,
+                "a directory is published by `serve`, which needs KLING_RELAY_PUBLIC_URL and KLING_RELAY_KEYS",
+                "Set both, or use an object store.",
+            )
+        return DirectoryStore(Path(directory_of(url) or ""), public_url, ring, clock)
+    try:
+        from obstore.store import from_url
+    except ImportError:
+        raise _problem(url, "needs the extra `storage`", "Install it: pip install 'kling-relay[storage]'.") from None
+    try:
+        return ObjectStore(from_url(url))
+    except Exception as error:
+        raise _problem(url, str(error).splitlines()[0], "Use s3://bucket/prefix, gs://... or az://...") from error
+
+
+def directory_of(url: str) -> str | None:
+    """Return the directory that a media store's URL names, or None when it names an object store."""
+    parts = urlsplit(url)
+    if parts.scheme == "file":
+        return parts.path
+    return url if "://" not in url else None
+
+
+def _problem(url: str, limit: str, remedy: str) -> InvalidSettings:
+    return InvalidSettings([Problem("KLING_RELAY_MEDIA_STORE", repr(url.partition("?")[0]), limit, remedy)])

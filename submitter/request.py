@@ -1,0 +1,247 @@
+"""What a user asks for, in Kling's words, and the checks that run before money is spent. Pure.
+
+Limits are data: each vendor's file holds its own `Limits`, preflight reads them, nothing else
+knows a number.
+"""
+
+import re
+from fractions import Fraction
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from submitter.errors import Problem
+
+Orientation = Literal["image", "video"]
+Mode = Literal["std", "pro"]
+Model = Literal["kling-v3", "kling-v2-6"]
+
+ID_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~-]{0,127}")
+"""What an external_task_id may be: it stands in a URL's path as it is."""
+
+METADATA_BYTES = 4096
+
+
+class MotionControl(msgspec.Struct, frozen=True, kw_only=True):
+    """One Kling Motion Control request: the image's character performs the video's motion.
+
+    `image` is a URL, a file or base64; `video` is a URL or a file (which needs a media store).
+    `character_orientation` says whose facing the result keeps, and how long the motion may be.
+    `mode` is `std` (720p) or `pro` (1080p). `element_id` (kling-v3 only) needs the orientation
+    `video`. Without an `external_task_id` a UUIDv7 is made; repeating a request with the same
+    id never makes a second task. `metadata` comes back in every event.
+    """
+
+    image: str | Path
+    video: str | Path
+    character_orientation: str
+    mode: str = "std"
+    model: str = "kling-v3"
+    prompt: str = ""
+    negative_prompt: str = ""
+    keep_original_sound: bool = True
+    element_id: str | None = None
+    watermark: bool = False
+    external_task_id: str | None = None
+    metadata: dict[str, str] = {}
+    vendor: str = "kling"
+
+
+class MediaLimits(msgspec.Struct, frozen=True):
+    """What a vendor takes as one medium. Sides in pixels; aspects are width / height."""
+
+    formats: tuple[str, ...]
+    max_bytes: int
+    min_side: int
+    max_side: int | None = None
+    min_aspect: Fraction | None = None
+    max_aspect: Fraction | None = None
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """What a vendor takes as one request. Durations in seconds, by orientation."""
+
+    source: str
+    image: MediaLimits
+    video: MediaLimits
+    durations_s: dict[str, tuple[float, float]]
+    prompt_chars: int
+    models: tuple[str, ...]
+    element_models: tuple[str, ...] = ()
+    negative_prompt: bool = False
+    watermark: bool = True
+
+
+class MediaFacts(msgspec.Struct, frozen=True):
+    """What was read of an image or a video. None is what could not be told.
+
+    `width` and `height` as displayed (rotation and pixel shape applied); `coded` is the stored
+    size where it differs. `duration_s` in seconds, of videos only.
+    """
+
+    format: str | None
+    bytes: int | None
+    width: int | None = None
+    height: int | None = None
+    coded: tuple[int, int] | None = None
+    duration_s: float | None = None
+
+
+def check_request(request: MotionControl, limits: Limits) -> list[Problem]:
+    """Return what is wrong with a request's own words, all of it."""
+    problems = [
+        *_check_choice("character_orientation", request.character_orientation, ("image", "video")),
+        *_check_choice("mode", request.mode, ("std", "pro")),
+        *_check_choice("model", request.model, limits.models),
+    ]
+    if len(request.prompt) > limits.prompt_chars:
+        problems.append(
+            Problem(
+                "prompt", f"{len(request.prompt)} characters", f"at most {limits.prompt_chars}", "Shorten the prompt."
+            )
+        )
+    if request.negative_prompt and not limits.negative_prompt:
+        problems.append(
+            Problem("negative_prompt", "given", "this vendor has none", "Leave it out, or say it in the prompt.")
+        )
+    if request.watermark and not limits.watermark:
+        problems.append(Problem("watermark", "true", "this vendor makes none", "Leave it out."))
+    if request.element_id is not None:
+        problems.extend(_check_element(request, limits))
+    if request.external_task_id is not None and not ID_PATTERN.fullmatch(request.external_task_id):
+        problems.append(
+            Problem(
+                "external_task_id",
+                repr(request.external_task_id[:140]),
+                "1 to 128 of A-Z a-z 0-9 . _ ~ -, the first a letter or digit",
+                "Choose another id, or leave it out to get a UUIDv7.",
+            )
+        )
+    size = sum(len(key.encode()) + len(value.encode()) for key, value in request.metadata.items())
+    if size > METADATA_BYTES:
+        problems.append(
+            Problem(
+                "metadata",
+                f"{size} bytes",
+                f"at most {METADATA_BYTES}",
+                "Keep a key to your own record instead of the record.",
+            )
+        )
+    return problems
+
+
+def check_media(
+    request: MotionControl, limits: Limits, image: MediaFacts | None, video: MediaFacts | None
+) -> list[Problem]:
+    """Return what is wrong with the media, all of it; what could not be read is not judged."""
+    problems: list[Problem] = []
+    if image is not None:
+        problems.extend(_check_medium("image", image, limits.image))
+    if video is not None:
+        problems.extend(_check_medium("video", video, limits.video))
+        problems.extend(_check_duration(request, video, limits))
+    return problems
+
+
+def _check_choice(field: str, value: str, choices: tuple[str, ...]) -> list[Problem]:
+    if value in choices:
+        return []
+    return [Problem(field, repr(value), f"one of {', '.join(choices)}", f"Choose {' or '.join(choices)}.")]
+
+
+def _check_element(request: MotionControl, limits: Limits) -> list[Problem]:
+    problems = []
+    if not re.fullmatch(r"[0-9]{1,19}", request.element_id or ""):
+        problems.append(
+            Problem("element_id", repr(request.element_id), "digits", "Copy the id from Kling's element library.")
+        )
+    if request.model not in limits.element_models:
+        allowed = ", ".join(limits.element_models) or "no model of this vendor"
+        problems.append(
+            Problem(
+                "element_id", f"with model {request.model}", f"taken by {allowed}", "Leave it out, or change model."
+            )
+        )
+    if request.character_orientation != "video":
+        problems.append(
+            Problem(
+                "element_id",
+                f"with character_orientation {request.character_orientation!r}",
+                "only with 'video'",
+                "Set character_orientation to 'video', or leave the element out.",
+            )
+        )
+    return problems
+
+
+def _check_medium(field: str, facts: MediaFacts, limits: MediaLimits) -> list[Problem]:
+    problems: list[Problem] = []
+    wanted = ", ".join(limits.formats)
+    if facts.format not in limits.formats:
+        found = facts.format or "not a format that we know"
+        problems.append(
+            Problem(f"{field}.format", found, f"{wanted}, told by content and not by name", f"Convert it to {wanted}.")
+        )
+    if facts.bytes is not None and facts.bytes > limits.max_bytes:
+        problems.append(
+            Problem(
+                f"{field}.bytes",
+                f"{facts.bytes:,} bytes",
+                f"at most {limits.max_bytes:,}",
+                "Compress it, or make it smaller.",
+            )
+        )
+    if facts.bytes == 0:
+        problems.append(Problem(f"{field}.bytes", "empty", "at least 1 byte", "Give the real file."))
+    if facts.width and facts.height:
+        problems.extend(_check_size(field, facts.width, facts.height, facts.coded, limits))
+    return problems
+
+
+def _check_size(
+    field: str, width: int, height: int, coded: tuple[int, int] | None, limits: MediaLimits
+) -> list[Problem]:
+    problems: list[Problem] = []
+    # The vendor may measure the stored or the displayed size: both must fit.
+    for w, h in dict.fromkeys(((width, height), coded or (width, height))):
+        too_big = limits.max_side is not None and max(w, h) > limits.max_side
+        if min(w, h) < limits.min_side or too_big:
+            top = f"to {limits.max_side} px" if limits.max_side else "px or more"
+            problems.append(
+                Problem(f"{field}.size", f"{w} x {h} px", f"each side {limits.min_side} {top}", "Scale it to fit.")
+            )
+    aspect = Fraction(width, height)
+    low, high = limits.min_aspect, limits.max_aspect
+    if low is not None and high is not None and not low <= aspect <= high:
+        problems.append(
+            Problem(
+                f"{field}.aspect",
+                f"{float(aspect):.3f} ({width} x {height})",
+                f"width / height from {float(low):g} to {float(high):g}",
+                "Crop it.",
+            )
+        )
+    return problems
+
+
+def _check_duration(request: MotionControl, video: MediaFacts, limits: Limits) -> list[Problem]:
+    bounds = limits.durations_s.get(request.character_orientation)
+    if bounds is None or video.duration_s is None:
+        return []
+    low, high = bounds
+    if low <= round(video.duration_s, 2) <= high:
+        return []
+    longest = limits.durations_s["video"][1]
+    can_turn = request.character_orientation == "image" and high < video.duration_s <= longest
+    remedy = f"Trim it to {high:g} s" + (", or set character_orientation to 'video'." if can_turn else ".")
+    if video.duration_s < low:
+        remedy = f"Give at least {low:g} s of motion."
+    return [
+        Problem(
+            "video.duration",
+            f"{video.duration_s:.3f} s",
+            f"{low:g} to {high:g} s with character_orientation {request.character_orientation!r}",
+            remedy,
+        )
+    ]

@@ -1,0 +1,255 @@
+"""Settings: environment variables over `relay.toml` over defaults, frozen, all problems at once."""
+
+import difflib
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import msgspec
+
+from submitter.callback_url import KeyRing
+from submitter.errors import InvalidSettings, Problem
+from submitter.schedule import Backoff, Patience
+from submitter.vendors import CONFIGURE
+from submitter.vendors.base import Vendor
+
+CONFIG_FILE = "relay.toml"
+
+# What may stand at the top of relay.toml; each is also KLING_RELAY_<NAME>.
+COMMON = ("public_url", "ledger", "keys", "allow_hosts", "poll_after_s", "abandon_after_s", "media_store", "parallel")
+RECEIVER = ("tick_token", "log", "body_limit")
+OF_VENDOR = ("confirm", "parallel", "poll_after_s")
+
+
+class VendorSettings(msgspec.Struct, frozen=True):
+    """One configured vendor. `parallel` limits its tasks between reservation and end; None does not."""
+
+    vendor: Vendor
+    parallel: int | None
+    patience: Patience
+
+
+class Settings(msgspec.Struct, frozen=True):
+    """What both halves need. Secrets are in no repr: they lie in values that hide them."""
+
+    public_url: str | None
+    ledger: str
+    ring: KeyRing | None
+    vendors: dict[str, VendorSettings]
+    allow_hosts: frozenset[str]
+    media_store: str | None
+
+    def require_callbacks(self) -> tuple[str, KeyRing]:
+        """Return the public URL and the keys, or raise InvalidSettings that names what is missing."""
+        problems = []
+        if self.public_url is None:
+            problems.append(
+                Problem(
+                    "KLING_RELAY_PUBLIC_URL",
+                    "not set",
+                    "the https URL that vendors reach this receiver by",
+                    "Set it, or give --no-callback (in Python: callback=False) and follow the task by polling alone.",
+                )
+            )
+        if self.ring is None:
+            problems.append(no_keys())
+        if self.public_url is None or self.ring is None:
+            raise InvalidSettings(problems)
+        return self.public_url, self.ring
+
+    def require_vendor(self, name: str) -> VendorSettings:
+        """Return a configured vendor, or raise InvalidSettings."""
+        if name in self.vendors:
+            return self.vendors[name]
+        if name in CONFIGURE:
+            problem = Problem(name, "no credentials", "an API key", CONFIGURE[name].credentials_remedy)
+        else:
+            problem = Problem("vendor", repr(name), f"one of {', '.join(CONFIGURE)}", "Choose one of them.")
+        raise InvalidSettings([problem])
+
+
+def no_keys() -> Problem:
+    """Return the problem of a missing key ring."""
+    return Problem("KLING_RELAY_KEYS", "not set", "the keys of the callback URLs", "Make them: `kling-relay keys new`.")
+
+
+class Reader:
+    """Reads one setting after the other, and gathers what is wrong with each."""
+
+    def __init__(self, environ: Mapping[str, str], table: Mapping[str, Any]) -> None:
+        self.environ = environ
+        self.table = table
+        self.problems: list[Problem] = []
+
+    def problem(self, field: str, value: str, limit: str, remedy: str) -> None:
+        """Note a problem."""
+        self.problems.append(Problem(field, value, limit, remedy))
+
+    def text(self, name: str, *, vendor: str | None = None) -> str | None:
+        """Return KLING_RELAY_<NAME>, or the file's `name` (a vendor's in `[vendor.<vendor>]`)."""
+        variable = f"KLING_RELAY_{name.upper()}"
+        if vendor is None and self.environ.get(variable):
+            return self.environ[variable]
+        table = self.table if vendor is None else self.vendor_table(vendor)
+        value = table.get(name)
+        if isinstance(value, list):
+            value = ",".join(str(item) for item in value)
+        return None if value is None else self.secret(f"{name} in {CONFIG_FILE}", str(value))
+
+    def number(self, name: str, default: float | None, *, vendor: str | None = None, least: float = 0) -> float | None:
+        """Return a number of at least `least`."""
+        value = self.text(name, vendor=vendor)
+        if value is None:
+            return default
+        try:
+            found = float(value)
+        except ValueError:
+            found = float("nan")
+        if not least <= found < 1e12:
+            self.problem(f"KLING_RELAY_{name.upper()}", repr(value), f"a number of at least {least:g}", "Mend it.")
+            return default
+        return found
+
+    def choice(self, name: str, choices: tuple[str, ...], default: str, *, vendor: str | None = None) -> str:
+        """Return one of `choices`."""
+        value = self.text(name, vendor=vendor)
+        if value is None:
+            return default
+        if value not in choices:
+            self.problem(name, repr(value), f"one of {', '.join(choices)}", "Choose one of them.")
+            return default
+        return value
+
+    def secret(self, field: str, value: str) -> str | None:
+        """Follow `env:NAME` and `file:PATH`; anything else is the value itself."""
+        kind, _, rest = value.partition(":")
+        if kind == "env":
+            if not self.environ.get(rest):
+                self.problem(field, value, "a variable that is set", f"Set {rest} in the environment.")
+            return self.environ.get(rest)
+        if kind == "file" and not rest.startswith("//"):
+            try:
+                return Path(rest).read_text().strip()
+            except OSError as error:
+                self.problem(field, value, "a file that can be read", str(error))
+                return None
+        return value
+
+    def vendor_table(self, vendor: str) -> Mapping[str, Any]:
+        """Return `[vendor.<vendor>]`."""
+        vendors = self.table.get("vendor", {})
+        table = vendors.get(vendor, {}) if isinstance(vendors, dict) else {}
+        return table if isinstance(table, dict) else {}
+
+    def check_names(self, table: Mapping[str, Any], known: tuple[str, ...], where: str) -> None:
+        """Note every name that means nothing."""
+        for name in table:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, 1)
+                remedy = f"Did you mean {near[0]!r}?" if near else f"Known are {', '.join(known)}."
+                self.problem(f"{where}.{name}", "unknown", "a known name", remedy)
+
+    def finish(self) -> None:
+        """Raise InvalidSettings when anything was wrong."""
+        if self.problems:
+            raise InvalidSettings(self.problems)
+
+
+def open_reader(environ: Mapping[str, str] | None = None) -> Reader:
+    """Read the environment and the file that it names (default: relay.toml, where there is one)."""
+    environ = os.environ if environ is None else environ
+    named = environ.get("KLING_RELAY_CONFIG")
+    path = Path(named or CONFIG_FILE)
+    if not path.exists() and named is None:
+        return Reader(environ, {})
+    try:
+        table = tomllib.loads(path.read_text())
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InvalidSettings(
+            [Problem("KLING_RELAY_CONFIG", str(path), "a TOML file", f"It cannot be read: {error}")]
+        ) from error
+    return Reader(environ, table)
+
+
+def read_settings(reader: Reader) -> Settings:
+    """Read what both halves need; problems stay in `reader` until `reader.finish()`."""
+    reader.check_names(reader.table, (*COMMON, *RECEIVER, "vendor", "hook"), CONFIG_FILE)
+    ring = None
+    keys = reader.text("keys")
+    if keys:
+        try:
+            ring = KeyRing.read(keys)
+        except InvalidSettings as error:
+            reader.problems.extend(error.problems)
+    hosts = reader.text("allow_hosts") or ""
+    return Settings(
+        public_url=_public_url(reader),
+        ledger=reader.text("ledger") or "sqlite:///relay.db",
+        ring=ring,
+        vendors=_vendors(reader),
+        allow_hosts=frozenset(filter(None, (host.strip().lower() for host in hosts.split(",")))),
+        media_store=reader.text("media_store"),
+    )
+
+
+def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
+    """Read the settings of the submitter; raise InvalidSettings with every problem."""
+    reader = open_reader(environ)
+    settings = read_settings(reader)
+    reader.finish()
+    return settings
+
+
+def _public_url(reader: Reader) -> str | None:
+    url = reader.text("public_url")
+    if not url:
+        return None
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        reader.problem("KLING_RELAY_PUBLIC_URL", repr(url), "https://host[/path]", "Give the receiver's public URL.")
+    return url.rstrip("/")
+
+
+def _vendors(reader: Reader) -> dict[str, VendorSettings]:
+    reader.check_names(reader.table.get("vendor", {}), tuple(CONFIGURE), "vendor")
+    vendors = {}
+    for name, vendor in CONFIGURE.items():
+        variables = {
+            key: reader.secret(f"vendor.{name}.{key}", str(value)) or ""
+            for key, value in reader.vendor_table(name).items()
+            if key not in OF_VENDOR
+        }
+        prefix = f"{name.upper()}_"
+        variables |= {
+            key.removeprefix(prefix).lower(): value
+            for key, value in reader.environ.items()
+            if key.startswith(prefix) and value
+        }
+        reader.check_names(reader.vendor_table(name), (*OF_VENDOR, *vendor.names), f"vendor.{name}")
+        try:
+            configured = vendor.configure(variables)
+        except InvalidSettings as error:
+            reader.problems.extend(error.problems)
+            continue
+        if configured is not None:
+            vendors[name] = _vendor(reader, name, configured)
+    return vendors
+
+
+def _vendor(reader: Reader, name: str, vendor: Vendor) -> VendorSettings:
+    default = vendor.patience
+    after_s = reader.number("poll_after_s", None, vendor=name) or reader.number("poll_after_s", None)
+    abandon_after_s = reader.number("abandon_after_s", default.abandon_after_s) or default.abandon_after_s
+    silence, asking = default.silence, default.asking
+    if after_s is not None:
+        silence = Backoff(after_s, silence.factor, max(silence.max_s, after_s))
+        asking = Backoff(min(asking.first_s, after_s), asking.factor, asking.max_s)
+    parallel = reader.number("parallel", None, vendor=name, least=1) or reader.number("parallel", None, least=1)
+    return VendorSettings(
+        vendor=vendor,
+        parallel=None if parallel is None else int(parallel),
+        patience=Patience(silence, asking, abandon_after_s),
+    )

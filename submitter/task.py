@@ -1,0 +1,304 @@
+"""A task, and the only law by which it changes.
+
+The law: a task's rank never falls; nothing leaves `succeed` or `failed`; a report that says
+nothing new changes nothing; `abandoned` is left only for a terminal report of the vendor.
+
+    rank 0  created             reserved here; not yet known to the vendor
+    rank 1  submission_unknown  sent, never answered: nobody knows whether it is billed
+    rank 2  submitted           the vendor has it
+    rank 3  processing          the vendor works on it
+    rank 4  abandoned           we stopped waiting
+    rank 5  succeed | failed    the vendor's last word
+
+Pure: time is passed in, in Unix milliseconds.
+"""
+
+from collections.abc import Callable
+from enum import StrEnum
+from typing import Literal
+
+import msgspec
+from msgspec.structs import replace
+
+from submitter.schedule import Patience, spread
+
+
+class TaskStatus(StrEnum):
+    """Kling's words (API v1), and two of ours: submission_unknown and abandoned."""
+
+    CREATED = "created"
+    SUBMISSION_UNKNOWN = "submission_unknown"
+    SUBMITTED = "submitted"
+    PROCESSING = "processing"
+    ABANDONED = "abandoned"
+    SUCCEED = "succeed"
+    FAILED = "failed"
+
+
+RANK: dict[TaskStatus, int] = {
+    TaskStatus.CREATED: 0,
+    TaskStatus.SUBMISSION_UNKNOWN: 1,
+    TaskStatus.SUBMITTED: 2,
+    TaskStatus.PROCESSING: 3,
+    TaskStatus.ABANDONED: 4,
+    TaskStatus.SUCCEED: 5,
+    TaskStatus.FAILED: 5,
+}
+
+NOT_ANSWERED = frozenset({TaskStatus.CREATED, TaskStatus.SUBMISSION_UNKNOWN})
+"""Where the vendor has not said that it has the task."""
+
+TERMINAL = frozenset({TaskStatus.SUCCEED, TaskStatus.FAILED})
+SETTLED = TERMINAL | {TaskStatus.ABANDONED}
+"""Where a waiting user is answered: the vendor's last word, or ours."""
+
+
+class Video(msgspec.Struct, frozen=True):
+    """One result. `duration` in seconds; `expires_at_ms` is when its URL dies, by the vendor's rule."""
+
+    url: str
+    watermark_url: str | None = None
+    duration: float | None = None
+    expires_at_ms: int | None = None
+
+
+class Charge(msgspec.Struct, frozen=True):
+    """What the vendor took: `unit` (resource pack units) or `cash`. Amounts are decimal strings."""
+
+    kind: str
+    amount: str
+    currency: str | None = None
+    list_price: str | None = None
+
+
+class Task(msgspec.Struct, frozen=True):
+    """One task as the ledger keeps it.
+
+    `request` is what was asked for (inline media as a digest). `sender` holds the right to send
+    the create request until `sending_until_ms`. `poll_at_ms` is when the vendor is asked next;
+    None is never. `doubted` is set by a report that is not believed before a poll confirms it.
+    """
+
+    external_task_id: str
+    vendor: str
+    status: TaskStatus
+    created_at_ms: int
+    updated_at_ms: int
+    patience: Patience
+    request: dict[str, str] = {}
+    metadata: dict[str, str] = {}
+    task_id: str | None = None
+    status_message: str = ""
+    videos: tuple[Video, ...] = ()
+    cost: tuple[Charge, ...] = ()
+    sequence: int = 0
+    has_callback: bool = True
+    sender: str | None = None
+    sending_until_ms: int = 0
+    refused: bool = False
+    doubted: bool = False
+    polls: int = 0
+    poll_at_ms: int | None = None
+
+    @property
+    def abandon_at_ms(self) -> int:
+        """When we stop waiting for this task."""
+        return self.created_at_ms + int(self.patience.abandon_after_s * 1000)
+
+
+Source = Literal["create", "callback", "poll"]
+
+
+class Report(msgspec.Struct, frozen=True):
+    """What the vendor said of a task: the answer to create, a callback's body, or a query's answer."""
+
+    source: Source
+    status: TaskStatus
+    task_id: str | None = None
+    external_task_id: str | None = None
+    message: str = ""
+    videos: tuple[Video, ...] = ()
+    cost: tuple[Charge, ...] = ()
+
+
+class Sending(msgspec.Struct, frozen=True):
+    """`sender` is about to send the create request, and holds that right until `until_ms`."""
+
+    sender: str
+    until_ms: int
+
+
+class Refused(msgspec.Struct, frozen=True):
+    """The vendor surely made no task."""
+
+    message: str
+
+
+class OutcomeUnknown(msgspec.Struct, frozen=True):
+    """The create request was sent, and what became of it cannot be found out now."""
+
+    message: str
+
+
+class Unheard(msgspec.Struct, frozen=True):
+    """The vendor was asked, and said nothing that can be used."""
+
+    message: str = ""
+
+
+class Doubted(msgspec.Struct, frozen=True):
+    """A report came that must not be believed, or cannot be understood, before the vendor is asked."""
+
+
+Observation = Report | Sending | Refused | OutcomeUnknown | Unheard | Doubted
+
+
+class Transition(msgspec.Struct, frozen=True):
+    """The task as it becomes, and the event to emit (`task.<status>`), if it is one."""
+
+    task: Task
+    event_type: str | None = None
+
+
+Decide = Callable[[Task], Transition | None]
+
+
+def transition(task: Task, observation: Observation, now_ms: int) -> Transition | None:
+    """Return what `observation` makes of `task` at `now_ms`, or None when it changes nothing."""
+    match observation:
+        case Report():
+            return _reported(task, observation, now_ms)
+        case Sending(sender, until_ms):
+            return _sending(task, sender, until_ms, now_ms)
+        case Refused(message):
+            if task.status is not TaskStatus.CREATED:
+                return None
+            return Transition(
+                replace(
+                    task,
+                    refused=True,
+                    sender=None,
+                    sending_until_ms=0,
+                    status_message=message,
+                    poll_at_ms=None,
+                    updated_at_ms=now_ms,
+                )
+            )
+        case OutcomeUnknown(message):
+            if task.status is not TaskStatus.CREATED:
+                return None
+            return _become(task, TaskStatus.SUBMISSION_UNKNOWN, now_ms, message=message)
+        case Unheard(message):
+            return _unheard(task, message, now_ms)
+        case Doubted():
+            if task.status in TERMINAL:
+                return None
+            return Transition(replace(task, doubted=True, polls=0, poll_at_ms=now_ms))
+
+
+def may_send(task: Task, now_ms: int) -> bool:
+    """Tell whether nobody holds the right to send this task's create request now."""
+    return task.status in NOT_ANSWERED and (task.sender is None or task.sending_until_ms <= now_ms)
+
+
+def next_poll_ms(task: Task, now_ms: int) -> int:
+    """Return when to ask the vendor about `task`, which was heard of, or asked about, at `now_ms`.
+
+    Between two moments: the silence that is usual while a callback is expected, or the quicker
+    schedule while none is; longer with each poll that brought nothing; never past the deadline.
+    """
+    patience = task.patience
+    expected = task.has_callback and not task.doubted and task.status is not TaskStatus.SUBMISSION_UNKNOWN
+    backoff = patience.silence if expected else patience.asking
+    delay_s = backoff.delay_s(task.polls, spread(task.external_task_id))
+    return min(now_ms + int(delay_s * 1000), max(task.abandon_at_ms, now_ms))
+
+
+def _reported(task: Task, report: Report, now_ms: int) -> Transition | None:
+    abandoned = task.status is TaskStatus.ABANDONED
+    if RANK[report.status] > RANK[task.status]:
+        return _become(
+            task,
+            report.status,
+            now_ms,
+            task_id=task.task_id or report.task_id,
+            message=report.message,
+            videos=report.videos,
+            cost=report.cost or task.cost,
+        )
+    if task.status in TERMINAL or abandoned:
+        return None
+    if report.source == "poll":
+        return _unheard(task, "", now_ms)
+    if report.source == "create" and (task.task_id is None or task.sender is not None):
+        # A callback overtook the answer to create: only the submission's own fields are new.
+        return Transition(
+            replace(
+                task,
+                task_id=task.task_id or report.task_id,
+                sender=None,
+                sending_until_ms=0,
+                updated_at_ms=now_ms,
+            )
+        )
+    return None
+
+
+def _sending(task: Task, sender: str, until_ms: int, now_ms: int) -> Transition | None:
+    if task.sender != sender and not may_send(task, now_ms):
+        return None
+    if task.status not in NOT_ANSWERED:
+        return None
+    grown_old_ms = min(until_ms + int(task.patience.asking.max_s * 1000), max(task.abandon_at_ms, until_ms))
+    return Transition(
+        replace(
+            task,
+            sender=sender,
+            sending_until_ms=until_ms,
+            refused=False,
+            poll_at_ms=grown_old_ms,
+            updated_at_ms=now_ms,
+        )
+    )
+
+
+def _unheard(task: Task, message: str, now_ms: int) -> Transition | None:
+    if task.status in SETTLED:
+        return None
+    if now_ms >= task.abandon_at_ms:
+        reason = task.status_message or message or "the vendor never reported an end"
+        return _become(task, TaskStatus.ABANDONED, now_ms, message=reason)
+    if task.status is TaskStatus.CREATED and may_send(task, now_ms):
+        unknown = "its submitter ended before an answer came, and the vendor does not know it (yet)"
+        return _become(task, TaskStatus.SUBMISSION_UNKNOWN, now_ms, message=message or unknown)
+    asked = replace(task, polls=task.polls + 1)
+    return Transition(replace(asked, poll_at_ms=next_poll_ms(asked, now_ms)))
+
+
+def _become(
+    task: Task,
+    status: TaskStatus,
+    now_ms: int,
+    *,
+    message: str,
+    task_id: str | None = None,
+    videos: tuple[Video, ...] = (),
+    cost: tuple[Charge, ...] = (),
+) -> Transition:
+    ends_sending = status is not TaskStatus.SUBMISSION_UNKNOWN
+    became = replace(
+        task,
+        status=status,
+        status_message=message,
+        task_id=task_id or task.task_id,
+        videos=videos,
+        cost=cost,
+        sequence=task.sequence + 1,
+        sender=None if ends_sending else task.sender,
+        sending_until_ms=0 if ends_sending else task.sending_until_ms,
+        refused=False,
+        polls=0,
+        updated_at_ms=now_ms,
+    )
+    poll_at_ms = None if status in SETTLED else next_poll_ms(became, now_ms)
+    return Transition(replace(became, poll_at_ms=poll_at_ms), f"task.{status.value}")
