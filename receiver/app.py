@@ -37,6 +37,7 @@ from submitter.task import Doubted, Report, Task, TaskStatus, Transition, transi
 BODY_LIMIT = 64 * 1024
 READ_TIMEOUT_S = 10.0
 TICK_BUDGET_S = 20.0
+_TOO_SLOW = "the body is too slow"
 PREFIX = "/callbacks/"
 
 log = structlog.get_logger("receiver")
@@ -180,8 +181,9 @@ class _Callbacks:
                 log.warning("callback.refused", vendor=vendor, reason=str(error))
             await _problem_of(error)(scope, receive, send)
         else:
-            await send(_ACCEPTED)
-            await send(_ANSWERS[result])
+            start, answer = _ANSWERS[result]
+            await send(start)
+            await send(answer)
         if self._metrics is not None:
             self._metrics.callback(vendor, result)
 
@@ -190,19 +192,26 @@ class _Callbacks:
         if length.isdigit() and int(length) > self._body_limit:
             raise _BodyRefused(413, f"the body is longer than {self._body_limit} bytes")
         body: bytes = b""
+        task = asyncio.current_task()
+        assert task is not None
+        timer = asyncio.get_running_loop().call_later(self._read_timeout_s, task.cancel, _TOO_SLOW)
         try:
-            async with asyncio.timeout(self._read_timeout_s):
-                while True:
-                    message = await receive()
-                    if message["type"] == "http.disconnect":
-                        raise _BodyRefused(400, "the body broke off")
-                    body += message.get("body", b"")
-                    if len(body) > self._body_limit:
-                        raise _BodyRefused(413, f"the body is longer than {self._body_limit} bytes")
-                    if not message.get("more_body", False):
-                        return body
-        except TimeoutError:
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise _BodyRefused(400, "the body broke off")
+                body += message.get("body", b"")
+                if len(body) > self._body_limit:
+                    raise _BodyRefused(413, f"the body is longer than {self._body_limit} bytes")
+                if not message.get("more_body", False):
+                    return body
+        except asyncio.CancelledError as cancelled:
+            if cancelled.args != (_TOO_SLOW,):
+                raise
+            task.uncancel()
             raise _BodyRefused(408, f"the body took longer than {self._read_timeout_s:g} s") from None
+        finally:
+            timer.cancel()
 
     async def _accept(self, vendor: str, id: str, headers: Mapping[bytes, bytes], body: bytes) -> str:
         """Verify, store, and return what became of it."""
@@ -275,12 +284,16 @@ def _problem_of(error: Exception) -> Response:
     return problem(status, _TITLES.get(status, "error"), detail)
 
 
-_ACCEPTED: dict[str, Any] = {
-    "type": "http.response.start",
-    "status": 200,
-    "headers": [(b"content-type", b"application/json")],
-}
-_ANSWERS: dict[str, dict[str, Any]] = {
-    result: {"type": "http.response.body", "body": b'{"result":"%s"}' % result.encode()}
-    for result in ("applied", "unchanged", "doubted", "quarantined", "test")
+_RESULTS = ("applied", "unchanged", "doubted", "quarantined", "test")
+_BODIES = {result: b'{"result":"%s"}' % result.encode() for result in _RESULTS}
+_ANSWERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    result: (
+        {
+            "type": "http.response.start",
+            "status": 200,
+            "headers": [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))],
+        },
+        {"type": "http.response.body", "body": body},
+    )
+    for result, body in _BODIES.items()
 }

@@ -118,6 +118,7 @@ def serve(host: str, port: int) -> None:
         log_level="warning",
         access_log=False,  # its lines hold the URLs' tokens
         server_header=False,
+        proxy_headers=False,  # nobody here asks who is calling
         timeout_graceful_shutdown=30,
     )
 

@@ -2,32 +2,39 @@
 
 import logging
 import sys
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from typing import Any
 
+import msgspec
 import structlog
 
 from submitter.callback_url import redact
+from submitter.clock import Clock
+from submitter.event import timestamp
+
+_clock = Clock()
 
 
 def configure(style: str | None = None) -> None:
     """Log as `json` or `console` to standard error; None picks the console on a terminal."""
     style = style or ("console" if sys.stderr.isatty() else "json")
-    renderer: structlog.typing.Processor
+    processors: list[structlog.typing.Processor]
+    factory: Callable[..., structlog.typing.WrappedLogger]
     if style == "json":
-        renderer = structlog.processors.JSONRenderer()
+        processors, factory = [_render_json], structlog.BytesLoggerFactory(sys.stderr.buffer)
     else:
-        renderer = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
-    structlog.configure(
-        processors=[
+        processors = [
             structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False),
             structlog.processors.format_exc_info,
             _redact,
-            renderer,
-        ],
+            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()),
+        ]
+        factory = structlog.PrintLoggerFactory(sys.stderr)
+    structlog.configure(
+        processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=factory,
         cache_logger_on_first_use=True,
     )
 
@@ -45,6 +52,14 @@ def tell(story: structlog.typing.Processor) -> None:
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
         cache_logger_on_first_use=False,
     )
+
+
+def _render_json(logger: Any, method: str, event: MutableMapping[str, Any]) -> bytes:
+    """Do what a chain of processors would, in one step: this runs once for each callback."""
+    if "exc_info" in event:
+        structlog.processors.format_exc_info(logger, method, event)
+    line = {"timestamp": timestamp(_clock.now_ms()), "level": method, **_redact(logger, method, event)}
+    return msgspec.json.encode(line, enc_hook=str)
 
 
 def _redact(logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

@@ -13,6 +13,7 @@ class PrometheusMetrics:
         self._callbacks = Counter(
             "kling_relay_callbacks", "Callbacks, by vendor and result", ["vendor", "result"], registry=self._registry
         )
+        self._by_result: dict[tuple[str, str], Counter] = {}
         self._deliveries = Histogram(
             "kling_relay_delivery_seconds",
             "Attempts to deliver, by hook and result (done, due again, dead)",
@@ -31,7 +32,10 @@ class PrometheusMetrics:
         self._quarantine = Gauge("kling_relay_quarantine", "Bodies in quarantine", registry=self._registry)
 
     def callback(self, vendor: str, result: str) -> None:
-        self._callbacks.labels(vendor, result).inc()
+        counter = self._by_result.get((vendor, result))
+        if counter is None:  # looking a child up by its labels costs more than all the rest of counting
+            counter = self._by_result[vendor, result] = self._callbacks.labels(vendor, result)
+        counter.inc()
 
     def delivery(self, hook: str, result: str, seconds: float) -> None:
         self._deliveries.labels(hook, result).observe(seconds)

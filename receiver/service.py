@@ -1,5 +1,6 @@
 """The composition root: settings to a running app, for `serve`, uvicorn's factory and functions' handlers."""
 
+import gc
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -23,6 +24,8 @@ from submitter.http import VendorHttp
 from submitter.ledger import Ledger, open_ledger
 from submitter.media_store import directory_of
 from submitter.vendors import CONFIGURE
+
+GC_THRESHOLDS = (20_000, 20, 100)
 
 
 class Service(msgspec.Struct, frozen=True):
@@ -73,6 +76,10 @@ def build_app(settings: ReceiverSettings, *, clock: Clock | None = None) -> Star
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         service.worker.start()
+        # What exists now lives as long as the process: the collector need not walk it again and again.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(*GC_THRESHOLDS)
         structlog.get_logger("service").info(
             "service.started",
             ledger=settings.common.ledger.partition("?")[0],

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
+from submitter.callback_url import hmac_sha256
 from submitter.errors import InvalidSettings, Problem, SignatureInvalid
 
 TOLERANCE_S = 300
@@ -49,9 +50,8 @@ def verify(secrets: Sequence[Secret], headers: Mapping[bytes, bytes], body: byte
 
     `headers` by lower-case name. Nothing but SignatureInvalid is raised, whatever they hold.
     """
-    id, timestamp, signatures = (
-        headers.get(name) for name in (b"webhook-id", b"webhook-timestamp", b"webhook-signature")
-    )
+    id, timestamp = headers.get(b"webhook-id"), headers.get(b"webhook-timestamp")
+    signatures = headers.get(b"webhook-signature")
     if not id or not timestamp or not signatures:
         raise SignatureInvalid(
             "the callback is not signed: webhook-id, webhook-timestamp or webhook-signature is missing"
@@ -60,7 +60,7 @@ def verify(secrets: Sequence[Secret], headers: Mapping[bytes, bytes], body: byte
         raise SignatureInvalid(f"the callback was signed more than {TOLERANCE_S} s from now")
     signed = b"%s.%s.%s" % (id, timestamp, body)
     expected = [
-        base64.b64encode(hmac.digest(secret.key, signed, "sha256")) for secret in secrets if secret.scheme == "v1"
+        base64.b64encode(hmac_sha256(secret.key, signed)) for secret in secrets if secret.scheme == "v1"
     ]
     for token in signatures.split(b" "):
         version, _, signature = token.partition(b",")
@@ -89,7 +89,7 @@ def public_key(secret: Secret) -> str:
 
 def _sign(secret: Secret, signed: bytes) -> str:
     if secret.scheme == "v1":
-        signature = hmac.digest(secret.key, signed, "sha256")
+        signature = hmac_sha256(secret.key, signed)
     else:
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 

@@ -13,6 +13,9 @@ from submitter.ledger.base import Ledger
 
 STOP_TIMEOUT_S = 20.0
 PAUSE_AFTER_ERROR_S = 1.0
+# The least time between two claims. An idle hook is told at once; under load, one claim serves many commits.
+DELIVER_EVERY_S = 0.02
+POLL_EVERY_S = 0.25
 
 log = structlog.get_logger("worker")
 
@@ -31,8 +34,8 @@ class Worker:
     def start(self) -> None:
         """Begin both loops in the running event loop."""
         self._loops = [
-            asyncio.create_task(self._run("deliver", self._dispatcher.dispatch)),
-            asyncio.create_task(self._run("poll", self._poller.poll)),
+            asyncio.create_task(self._run("deliver", self._dispatcher.dispatch, DELIVER_EVERY_S)),
+            asyncio.create_task(self._run("poll", self._poller.poll, POLL_EVERY_S)),
         ]
 
     async def stop(self) -> None:
@@ -71,12 +74,14 @@ class Worker:
         await self._dispatcher.finish(0)  # nothing runs after the answer: what was cut off is claimed again
         return {"delivered": self._dispatcher.begun - delivered, "polled": self._poller.asked - polled}
 
-    async def _run(self, name: str, step: Step) -> None:
+    async def _run(self, name: str, step: Step, least_s: float) -> None:
+        loop = asyncio.get_running_loop()
         while True:
             try:
-                mark = self._ledger.mark()
+                mark, begun_s = self._ledger.mark(), loop.time()
                 wait_s = await step()
                 await self._ledger.changed(mark, wait_s)
+                await asyncio.sleep(begun_s + least_s - loop.time())
             except LedgerUnavailable as error:
                 log.error(f"{name}.stalled", reason=str(error))
                 await asyncio.sleep(PAUSE_AFTER_ERROR_S)

@@ -7,6 +7,7 @@ so an id may hold no dot, and an external_task_id may.
 
 import hashlib
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -27,6 +28,7 @@ class Event(msgspec.Struct, frozen=True):
     body: bytes
 
 
+@lru_cache(maxsize=4096)
 def timestamp(ms: int) -> str:
     """Return Unix milliseconds as RFC 3339 in UTC."""
     return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -5,7 +5,7 @@ import hashlib
 import msgspec
 
 
-class Backoff(msgspec.Struct, frozen=True):
+class Backoff(msgspec.Struct, frozen=True, array_like=True):
     """Wait `first_s`, then `factor` times longer each time, up to `max_s` seconds."""
 
     first_s: float
@@ -25,7 +25,7 @@ class Backoff(msgspec.Struct, frozen=True):
         return min(delay, self.max_s) * (0.75 + chance / 2)
 
 
-class Patience(msgspec.Struct, frozen=True):
+class Patience(msgspec.Struct, frozen=True, array_like=True):
     """How long one task may be silent before its vendor is asked, in seconds.
 
     `silence` counts while a callback is expected; `asking` while none is (no callback URL,

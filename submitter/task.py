@@ -71,7 +71,7 @@ class Charge(msgspec.Struct, frozen=True):
     list_price: str | None = None
 
 
-class Task(msgspec.Struct, frozen=True):
+class Task(msgspec.Struct, frozen=True, omit_defaults=True):
     """One task as the ledger keeps it.
 
     `request` is what was asked for (inline media as a digest). `sender` holds the right to send

@@ -40,7 +40,8 @@ BUSY_TIMEOUT_S = 30.0
 WATCH_S = 0.05  # how soon another process's commit is seen
 GROUP_MAX = 512
 ROUTE_MAX = 1000
-_STOP = None
+ROWS_PER_STEP = 64
+CHECKPOINT_PAGES = 8000  # 32 MB: pages that change again and again are written to the file once
 
 T = TypeVar("T")
 _tasks = msgspec.json.Decoder(Task)
@@ -50,24 +51,14 @@ SELECT group_concat(doc, char(10)) FROM tasks
 WHERE external_task_id IN (SELECT value FROM json_each(?))
 """
 UPDATE_TASKS = """
-UPDATE tasks SET
-    status = json_extract(new.value, '$[1]'),
-    is_open = json_extract(new.value, '$[2]'),
-    poll_at_ms = json_extract(new.value, '$[3]'),
-    doc = json_extract(new.value, '$[4]')
-FROM json_each(?) AS new WHERE tasks.external_task_id = json_extract(new.value, '$[0]')
+UPDATE tasks SET status = column2, is_open = column3, poll_at_ms = column4, doc = column5
+FROM (VALUES {rows}) WHERE external_task_id = column1
 """
-INSERT_EVENTS = """
-INSERT INTO events (external_task_id, sequence, id, type, time_ms, body)
-SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]'),
-       json_extract(value, '$[3]'), json_extract(value, '$[4]'), json_extract(value, '$[5]')
-FROM json_each(?)
-"""
+INSERT_EVENTS = "INSERT INTO events (external_task_id, sequence, id, type, time_ms, body) VALUES {rows}"
 INSERT_DELIVERIES = """
 INSERT INTO deliveries (event_seq, hook, state, due_at_ms, last_error)
-SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]'),
-       json_extract(value, '$[3]'), json_extract(value, '$[4]')
-FROM json_each(?) WHERE true ON CONFLICT DO NOTHING
+SELECT seq, ?1, ?2, ?3, ?4 FROM events
+WHERE seq > ?5 AND seq <= ?6 AND (?7 IS NULL OR type IN (SELECT value FROM json_each(?7)))
 """
 SELECT_DELIVERIES = """
 SELECT d.id, d.hook, d.state, d.attempts, d.due_at_ms, d.last_error,
@@ -101,7 +92,8 @@ class SqliteLedger:
             raise LedgerUnavailable(
                 f"the ledger {self._path!r} cannot be opened ({error}); its folder must exist and be writable"
             ) from error
-        self._operations: queue.SimpleQueue[_Operation | None] = queue.SimpleQueue()
+        self._gathered: list[_Operation] = []
+        self._groups: queue.SimpleQueue[list[_Operation] | None] = queue.SimpleQueue()
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="ledger-read")
         self._committed: asyncio.Event | None = None
         self._closed = False
@@ -333,7 +325,8 @@ class SqliteLedger:
         if self._closed:
             return
         self._closed = True
-        self._operations.put(_STOP)
+        self._hand_over(len(self._gathered))
+        self._groups.put(None)  # the end
         await asyncio.to_thread(self._writer.join)
         await asyncio.to_thread(self._reader.shutdown)
         for connection in (self._write_connection, self._read_connection, self._watch_connection):
@@ -364,25 +357,34 @@ class SqliteLedger:
             raise LedgerUnavailable("the ledger is closed")
         loop = asyncio.get_running_loop()
         future = loop.create_future()
-        self._operations.put(_Operation(future, loop, run, external_task_id, decide))
+        if not self._gathered:
+            loop.call_soon(self._hand_over)
+        self._gathered.append(_Operation(future, loop, run, external_task_id, decide))
         return future
+
+    def _hand_over(self, seen: int = 0) -> None:
+        """Give the writer what was gathered, once the loop has no more callers ready.
+
+        A writer that wakes for each operation would fight the loop for the interpreter lock,
+        and commit groups of one.
+        """
+        if seen < len(self._gathered) < GROUP_MAX:
+            asyncio.get_running_loop().call_soon(self._hand_over, len(self._gathered))
+        elif self._gathered:
+            self._groups.put(self._gathered)
+            self._gathered = []
 
     def _write_loop(self) -> None:
         stopping = False
         while not stopping:
             group: list[_Operation] = []
-            operation = self._operations.get()
-            while True:
-                if operation is _STOP:
-                    stopping = True
+            gathered = self._groups.get()
+            while gathered is not None:
+                group += gathered
+                if len(group) >= GROUP_MAX or self._groups.empty():
                     break
-                group.append(operation)
-                if len(group) == GROUP_MAX:
-                    break
-                try:
-                    operation = self._operations.get_nowait()
-                except queue.Empty:
-                    break
+                gathered = self._groups.get()
+            stopping = gathered is None
             if group:
                 self._commit(group)
                 self._answer(group)
@@ -424,7 +426,8 @@ class SqliteLedger:
 
 
 def _connect(path: str) -> sqlite3.Connection:
-    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=BUSY_TIMEOUT_S)
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=BUSY_TIMEOUT_S, cached_statements=512)
+    connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA foreign_keys = ON")
@@ -485,10 +488,18 @@ def _apply_all(db: sqlite3.Connection, operations: list[_Operation]) -> None:
             if event is not None:
                 events.append(event)
     if changed:
-        db.execute(UPDATE_TASKS, (msgspec.json.encode([_columns(task) for task in changed.values()]).decode(),))
+        _execute_rows(db, UPDATE_TASKS, [_columns(task) for task in changed.values()])
     if events:
         rows = [(e.external_task_id, e.sequence, e.id, e.type, e.time_ms, e.body.decode()) for e in events]
-        db.execute(INSERT_EVENTS, (msgspec.json.encode(rows).decode(),))
+        _execute_rows(db, INSERT_EVENTS, rows)
+
+
+def _execute_rows(db: sqlite3.Connection, sql: str, rows: Sequence[tuple[Any, ...]]) -> None:
+    """Execute `sql` for all rows in as few steps as there are chunks."""
+    for start in range(0, len(rows), ROWS_PER_STEP):
+        chunk = rows[start : start + ROWS_PER_STEP]
+        row = f"({', '.join('?' * len(chunk[0]))})"
+        db.execute(sql.format(rows=", ".join([row] * len(chunk))), [value for values in chunk for value in values])
 
 
 def _decide(operation: _Operation, tasks: Mapping[str, Task]) -> Applied | Exception:
@@ -536,23 +547,20 @@ def _disabled(db: sqlite3.Connection, route: Route) -> str | None:
 
 def _route(db: sqlite3.Connection, routes: Sequence[Route], now_ms: int) -> bool:
     """Make deliveries of events that have none; return whether there are more than were taken."""
-    events = db.execute(
-        "SELECT seq, type FROM events WHERE seq > (SELECT upto FROM routed) ORDER BY seq LIMIT ?", (ROUTE_MAX,)
-    ).fetchall()
-    if not events:
+    done, upto, found = db.execute(
+        "SELECT routed.upto, max(seq), count(*) FROM routed, (SELECT seq FROM events"
+        " WHERE seq > (SELECT upto FROM routed) ORDER BY seq LIMIT ?)",
+        (ROUTE_MAX,),
+    ).fetchone()
+    if not found:
         return False
-    rows: list[tuple[int, str, str, int, str]] = []
     for route in routes:
         reason = _disabled(db, route)
         state, error = ("due", "") if reason is None else ("dead", f"hook disabled: {reason}")
-        rows.extend(
-            (seq, route.hook, state, now_ms, error)
-            for seq, type in events
-            if route.events is None or type in route.events
-        )
-    db.execute(INSERT_DELIVERIES, (msgspec.json.encode(rows).decode(),))
-    db.execute("UPDATE routed SET upto = ?", (events[-1][0],))
-    return len(events) == ROUTE_MAX
+        types = None if route.events is None else msgspec.json.encode(sorted(route.events)).decode()
+        db.execute(INSERT_DELIVERIES, (route.hook, state, now_ms, error, done, upto, types))
+    db.execute("UPDATE routed SET upto = ?", (upto,))
+    return bool(found == ROUTE_MAX)
 
 
 def _claim(db: sqlite3.Connection, route: Route, now_ms: int, lease_ms: int) -> list[Delivery]:

@@ -137,9 +137,9 @@ def read_object(body: bytes) -> dict[str, Any]:
 def text(source: Mapping[str, Any], name: str) -> str | None:
     """Return a field as text: ids and amounts come as strings or as numbers; "" and null are None."""
     value = source.get(name)
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        return None
-    return str(value) or None
+    if type(value) is str:
+        return value or None
+    return str(value) if type(value) in (int, float) else None
 
 
 def number(source: Mapping[str, Any], name: str) -> float | None:

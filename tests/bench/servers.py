@@ -1,0 +1,163 @@
+"""The servers that the benchmark compares, each a process of its own: `python -m tests.bench.servers NAME PORT DIR`."""
+
+import base64
+import sqlite3
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from receiver.settings import load_receiver_settings
+from submitter.callback_url import KeyRing, callback_url
+from submitter.task import Task, TaskStatus
+from submitter.vendors.kling import PATIENCE
+
+KEY = base64.b64encode(b"k" * 32).decode()
+WEBHOOK = base64.b64encode(b"w" * 32).decode()
+
+
+def bare() -> Starlette:
+    """Read the body and answer."""
+
+    async def endpoint(request: Request) -> Response:
+        await request.body()
+        return Response(b'{"result":"applied"}', media_type="application/json")
+
+    return Starlette(routes=[Route("/callbacks/{vendor}/{id}/{token}", endpoint, methods=["POST"])])
+
+
+def transaction(directory: Path) -> Starlette:
+    """Store each body in one fsynced transaction of its own, in a thread."""
+    import asyncio
+    from concurrent.futures import ThreadPoolExecutor
+
+    db = sqlite3.connect(directory / "plain.db", isolation_level=None, check_same_thread=False)
+    db.execute("PRAGMA journal_mode = WAL")
+    db.execute("PRAGMA synchronous = FULL")
+    db.execute("CREATE TABLE IF NOT EXISTS callbacks (id TEXT PRIMARY KEY, body BLOB)")
+    executor = ThreadPoolExecutor(1)
+
+    def store(id: str, body: bytes) -> None:
+        db.execute("BEGIN IMMEDIATE")
+        db.execute("INSERT OR REPLACE INTO callbacks VALUES (?, ?)", (id, body))
+        db.execute("COMMIT")
+
+    async def endpoint(request: Request) -> Response:
+        body = await request.body()
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(executor, store, request.path_params["id"], body)
+        return Response(b'{"result":"applied"}', media_type="application/json")
+
+    return Starlette(routes=[Route("/callbacks/{vendor}/{id}/{token}", endpoint, methods=["POST"])])
+
+
+def receiver(directory: Path) -> Any:
+    """The receiver, whole: as `serve` runs it, with verification, logging and its worker."""
+    from receiver import log
+    from receiver.service import build_app
+
+    settings = load_receiver_settings(environment(directory))
+    log.configure("json")
+    return build_app(settings)
+
+
+def environment(directory: Path) -> dict[str, str]:
+    """The receiver's settings."""
+    config = directory / "relay.toml"
+    config.touch()
+    return {
+        "KLING_RELAY_CONFIG": str(config),
+        "KLING_RELAY_LEDGER": f"sqlite:///{directory / 'relay.db'}",
+        "KLING_RELAY_KEYS": f"bench:{KEY}",
+        "KLING_RELAY_ALLOW_HOSTS": "127.0.0.1",
+        "KLING_WEBHOOK_SECRET": f"whsec_{WEBHOOK}",
+        "HOOK_SECRET": f"whsec_{WEBHOOK}",
+    }
+
+
+def fill(path: Path, prefix: str, count: int) -> None:
+    """Put `count` submitted tasks into the ledger at `path`, as the submitter leaves them."""
+    from submitter.ledger.sqlite import SqliteLedger, _columns
+
+    SqliteLedger(path)
+    db = sqlite3.connect(path, isolation_level=None)
+    now_ms = time.time_ns() // 1_000_000
+    db.execute("BEGIN IMMEDIATE")
+    for i in range(count):
+        task = Task(
+            external_task_id=f"{prefix}-{i}",
+            vendor="kling",
+            status=TaskStatus.SUBMITTED,
+            created_at_ms=now_ms,
+            updated_at_ms=now_ms,
+            patience=PATIENCE,
+            task_id=str(893605946402811985 + i),
+            sequence=1,
+            poll_at_ms=now_ms + 900_000,
+            request={"image": "https://example.com/girl.png", "video": "https://example.com/dance.mp4"},
+            metadata={"order": str(i)},
+        )
+        id, status, is_open, poll_at_ms, doc = _columns(task)
+        db.execute(
+            "INSERT INTO tasks (external_task_id, vendor, status, is_open, created_at_ms, poll_at_ms, doc)"
+            " VALUES (?, 'kling', ?, ?, ?, ?, ?)",
+            (id, status, is_open, now_ms, poll_at_ms, doc),
+        )
+    db.execute("COMMIT")
+    db.close()
+
+
+def callbacks(prefix: str, count: int, first: int = 0) -> list[bytes]:
+    """Return signed requests: `processing` for each task, then `succeeded` for each."""
+    import hmac
+
+    ring = KeyRing.read(f"bench:{KEY}")
+    now_s = time.time()
+    stamp = str(int(now_s))
+    requests = []
+    for status in ("processing", "succeeded"):
+        for i in range(first, first + count):
+            id = str(893605946402811985 + i)
+            task: dict[str, object] = {
+                "id": id,
+                "status": status,
+                "message": "",
+                "create_time": int(now_s * 1000),
+                "update_time": int(now_s * 1000) + 1,
+                "external_id": f"{prefix}-{i}",
+                "outputs": [],
+                "billing": [],
+            }
+            if status == "succeeded":
+                url = f"https://cdn.example.com/{id}.mp4?signature=0123456789abcdef0123456789abcdef"
+                task["outputs"] = [{"type": "video", "id": id, "url": url, "duration": "5.041"}]
+                task["billing"] = [{"charge_type": "unit", "amount": "4.5", "package_type": "video"}]
+            body = msgspec.json.encode(task)
+            signed = f"{id}-{status}.{stamp}.".encode() + body
+            signature = base64.b64encode(hmac.digest(b"w" * 32, signed, "sha256")).decode()
+            path = callback_url("", ring, "kling", f"{prefix}-{i}", now_s)
+            head = (
+                f"POST {path} HTTP/1.1\r\nhost: relay\r\ncontent-type: application/json\r\n"
+                f"content-length: {len(body)}\r\nwebhook-id: {id}-{status}\r\nwebhook-timestamp: {stamp}\r\n"
+                f"webhook-signature: v1,{signature}\r\n\r\n"
+            )
+            requests.append(head.encode() + body)
+    return requests
+
+
+def main() -> None:
+    """Serve one of them."""
+    name, port, directory = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
+    app: Any = bare() if name == "bare" else {"transaction": transaction, "receiver": receiver}[name](directory)
+    uvicorn.run(app, host="127.0.0.1", port=port, log_level="error", access_log=False, server_header=False, proxy_headers=False)
+
+
+if __name__ == "__main__":
+    main()
