@@ -105,14 +105,10 @@ def serve(host: str, port: int) -> None:
     """
     import uvicorn
 
-    from receiver.service import build_app
-    from receiver.settings import load_receiver_settings
+    from receiver import service
 
-    settings = load_receiver_settings()
-    log.configure(settings.log)
-    app = build_app(settings)
     uvicorn.run(
-        app,
+        service.app(),
         host=host,
         port=port,
         log_level="warning",

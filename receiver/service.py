@@ -76,10 +76,6 @@ def build_app(settings: ReceiverSettings, *, clock: Clock | None = None) -> Star
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         service.worker.start()
-        # What exists now lives as long as the process: the collector need not walk it again and again.
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(*GC_THRESHOLDS)
         structlog.get_logger("service").info(
             "service.started",
             ledger=settings.common.ledger.partition("?")[0],
@@ -108,8 +104,20 @@ def build_app(settings: ReceiverSettings, *, clock: Clock | None = None) -> Star
     )
 
 
+def settle_memory() -> None:
+    """Tell the garbage collector that what exists now lives as long as the process.
+
+    Called once a server's app is made: the collector then need not walk every module again and again.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)
+
+
 def app() -> Starlette:
     """Make the app from the environment: `uvicorn --factory receiver.service:app`."""
     settings = load_receiver_settings()
     log.configure(settings.log)
-    return build_app(settings)
+    made = build_app(settings)
+    settle_memory()
+    return made

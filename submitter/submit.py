@@ -112,7 +112,6 @@ class Submitter:
         self._media_store = media_store
         self._look_for_s = look_for_s
         self._lease_ms = int(sending_lease_s * 1000)
-        self._sender = self._clock.new_id()
         self._media = guarded_client(settings.allow_hosts, timeout_s=15)
         self._turn: dict[str, asyncio.Lock] = {}  # whose turn it is to reserve
         self._line: dict[str, asyncio.Lock] = {}  # who, told that all slots are taken, asks next
@@ -149,6 +148,8 @@ class Submitter:
         VendorRefused (surely not created) and SubmissionUnknown (perhaps created: it is looked
         for, and never simply sent again).
         """
+        if callback:
+            self._settings.require_callbacks()
         prepared = await self.prepare(request)
         for warning in prepared.warnings:
             log.warning("request.not_checked", external_task_id=prepared.external_task_id, reason=warning)
@@ -252,6 +253,7 @@ class Submitter:
         """
         now_ms = self._clock.now_ms()
         request = prepared.request
+        sender = self._clock.new_id()
         blank = Task(
             external_task_id=prepared.external_task_id,
             vendor=request.vendor,
@@ -268,7 +270,7 @@ class Submitter:
                 mark = self._ledger.mark()
                 now_ms = self._clock.now_ms()
                 blank = msgspec.structs.replace(blank, created_at_ms=now_ms, updated_at_ms=now_ms)
-                sending = transition(blank, self._sending(), now_ms)
+                sending = transition(blank, self._sending(sender), now_ms)
                 assert sending is not None
                 reserved = await self._ledger.reserve(sending.task, vendor.parallel)
                 if reserved is not None:
@@ -280,17 +282,17 @@ class Submitter:
         different = _differences(reserved.task, blank)
         if different:
             raise IdConflict(prepared.external_task_id, different)
-        return await self._take_over(reserved.task)
+        return await self._take_over(reserved.task, sender)
 
-    async def _take_over(self, task: Task) -> tuple[Task, bool]:
+    async def _take_over(self, task: Task, sender: str) -> tuple[Task, bool]:
         """Return the task once its create was answered, or once the right to send it is ours."""
         while task.status in NOT_ANSWERED:
             mark = self._ledger.mark()
             task = await self._ledger.get(task.external_task_id)
             now_ms = self._clock.now_ms()
             if may_send(task, now_ms):
-                applied = await self._observe(task.external_task_id, self._sending())
-                if applied.sender == self._sender:
+                applied = await self._observe(task.external_task_id, self._sending(sender))
+                if applied.sender == sender:
                     return applied, not task.refused
                 task = applied
             else:
@@ -298,8 +300,8 @@ class Submitter:
                 await self._ledger.changed(mark, max(0.05, (task.sending_until_ms - now_ms) / 1000))
         return task, True
 
-    def _sending(self) -> Sending:
-        return Sending(self._sender, self._clock.now_ms() + self._lease_ms)
+    def _sending(self, sender: str) -> Sending:
+        return Sending(sender, self._clock.now_ms() + self._lease_ms)
 
     def _turn_of(self, vendor: str) -> asyncio.Lock:
         return self._turn.setdefault(vendor, asyncio.Lock())
@@ -308,7 +310,7 @@ class Submitter:
 
     async def _create(self, task: Task, prepared: Prepared, vendor: VendorSettings, *, may_exist: bool) -> Task:
         """Send the create request until its outcome is known, and return the task that it made."""
-        async with self._keep_sending(task.external_task_id):
+        async with self._keep_sending(task):
             if may_exist:
                 found = await self._look(task, vendor)
                 if found is not None:
@@ -440,13 +442,13 @@ class Submitter:
         return applied.task
 
     @asynccontextmanager
-    async def _keep_sending(self, external_task_id: str) -> AsyncIterator[None]:
+    async def _keep_sending(self, task: Task) -> AsyncIterator[None]:
         """Hold the right to send while the block runs."""
 
         async def renew() -> None:
             while True:
                 await asyncio.sleep(self._lease_ms / 3000)
-                await self._observe(external_task_id, self._sending())
+                await self._observe(task.external_task_id, self._sending(task.sender or ""))
 
         renewing = asyncio.create_task(renew())
         try:

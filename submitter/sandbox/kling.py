@@ -17,7 +17,7 @@ from typing import Any
 
 import httpx
 import structlog
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
@@ -532,7 +532,7 @@ def _authenticate(authorization: str, jwt_is_taken: bool) -> None:
 async def _json(request: Request) -> dict[str, Any]:
     try:
         body = await request.json()
-    except ValueError as error:
+    except (ValueError, ClientDisconnect) as error:
         raise Refusal(400, 1200, "the body is not JSON") from error
     if not isinstance(body, dict):
         raise Refusal(400, 1200, "the body is not an object")

@@ -6,6 +6,7 @@ It shares no code with preflight on purpose: each checks the other.
 import io
 from collections.abc import Iterator
 from fractions import Fraction
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import av
@@ -42,6 +43,7 @@ def inspect(data: bytes) -> Facts:
         raise NotMedia(str(error)) from error
 
 
+@lru_cache(maxsize=16)
 def render(image: bytes, video: bytes, *, resolution: str, sound: bool, limit_s: float) -> tuple[bytes, float]:
     """Return an MP4 of at most `limit_s` seconds in the image's aspect, and its duration.
 

@@ -1,6 +1,7 @@
 """The servers that the benchmark compares, each a process of its own: `python -m tests.bench.servers NAME PORT DIR`."""
 
 import base64
+import os
 import sqlite3
 import sys
 import time
@@ -14,7 +15,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from receiver.settings import load_receiver_settings
 from submitter.callback_url import KeyRing, callback_url
 from submitter.task import Task, TaskStatus
 from submitter.vendors.kling import PATIENCE
@@ -60,12 +60,10 @@ def transaction(directory: Path) -> Starlette:
 
 def receiver(directory: Path) -> Any:
     """The receiver, whole: as `serve` runs it, with verification, logging and its worker."""
-    from receiver import log
-    from receiver.service import build_app
+    from receiver import service
 
-    settings = load_receiver_settings(environment(directory))
-    log.configure("json")
-    return build_app(settings)
+    os.environ.update(environment(directory), KLING_RELAY_LOG="json")
+    return service.app()
 
 
 def environment(directory: Path) -> dict[str, str]:

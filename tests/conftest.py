@@ -1,0 +1,206 @@
+"""The parts that tests are built from: real servers on loopback, real files, a clock that is set by hand."""
+
+import asyncio
+import base64
+import os
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import httpx
+import msgspec
+import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+
+from receiver.service import build_app
+from receiver.settings import ReceiverSettings, load_receiver_settings
+from submitter.clock import Clock
+from submitter.ledger.sqlite import SqliteLedger
+from submitter.request import MotionControl
+from submitter.sandbox.app import create_sandbox
+from submitter.sandbox.faults import Faults
+from submitter.sandbox.kling import ACCESS_KEY, API_KEY, SECRET_KEY, KlingSandbox
+from submitter.sandbox.media import make_image, make_video
+from submitter.sandbox.server import free_socket, listening
+from submitter.submit import Submitter
+
+KEY = base64.b64encode(b"k" * 32).decode()
+WEBHOOK_SECRET = "whsec_" + base64.b64encode(b"w" * 32).decode()
+HOOK_SECRET = "whsec_" + base64.b64encode(b"h" * 32).decode()
+
+
+class HandClock(Clock):
+    """A clock that stands still until it is moved. Ids and keys are still drawn."""
+
+    def __init__(self, now_ms: int = 1_781_080_800_000) -> None:
+        self.ms = now_ms
+
+    def now_ms(self) -> int:
+        return self.ms
+
+    def now_s(self) -> float:
+        return self.ms / 1000
+
+    def chance(self) -> float:
+        return 0.5
+
+    def pass_s(self, seconds: float) -> None:
+        self.ms += int(seconds * 1000)
+
+
+def needs(what: str, *, is_there: bool) -> None:
+    """Skip with a reason where something is not there; fail where it must be (CI=true)."""
+    if not is_there:
+        if os.environ.get("CI") == "true":
+            pytest.fail(f"{what} is missing, and CI must have it")
+        pytest.skip(f"{what} is not on this machine")
+
+
+@pytest.fixture(scope="session")
+def media(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with girl.png and dance.mp4 (4 s, with sound)."""
+    folder = tmp_path_factory.mktemp("media")
+    (folder / "girl.png").write_bytes(make_image(400, 600))
+    (folder / "dance.mp4").write_bytes(make_video(4, 480, 360))
+    return folder
+
+
+@pytest.fixture
+async def ledger(tmp_path: Path) -> AsyncIterator[SqliteLedger]:
+    opened = SqliteLedger(tmp_path / "relay.db")
+    yield opened
+    await opened.close()
+
+
+class Inbox:
+    """A hook's endpoint: what it got, and what it answers. Also publishes a folder, at /files."""
+
+    def __init__(self, files: Path) -> None:
+        self.files = files
+        self.requests: list[tuple[dict[str, str], bytes]] = []
+        self.answers: list[Response] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self._got = asyncio.Condition()
+
+    async def receive(self, request: Request) -> Response:
+        body = await request.body()
+        async with self._got:
+            self.requests.append((dict(request.headers), body))
+            self._got.notify_all()
+        await self.gate.wait()
+        return self.answers.pop(0) if self.answers else Response(status_code=204)
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        return [msgspec.json.decode(body) for _, body in self.requests]
+
+    async def until(self, count: int, timeout_s: float = 20) -> None:
+        async with asyncio.timeout(timeout_s), self._got:
+            await self._got.wait_for(lambda: len(self.requests) >= count)
+
+    def app(self) -> Starlette:
+        return Starlette(
+            routes=[
+                Mount("/files", StaticFiles(directory=self.files)),
+                Route("/{path:path}", self.receive, methods=["POST", "HEAD"]),
+            ]
+        )
+
+
+class World:
+    """A sandbox, a receiver and a hook on loopback, and the settings that join them."""
+
+    def __init__(self, folder: Path, media: Path) -> None:
+        self.folder = folder
+        self.media = media
+        self.inbox = Inbox(media)
+        self.kling = KlingSandbox(pace_s=0.02, slots=1000, secret=WEBHOOK_SECRET)
+        self.stack = AsyncExitStack()
+        self.environ = {
+            "KLING_RELAY_LEDGER": f"sqlite:///{folder / 'relay.db'}",
+            "KLING_RELAY_KEYS": f"test:{KEY}",
+            "KLING_RELAY_ALLOW_HOSTS": "127.0.0.1",
+            "KLING_RELAY_MEDIA_STORE": str(folder / "published"),
+            "KLING_API_KEY": API_KEY,
+            "KLING_WEBHOOK_SECRET": WEBHOOK_SECRET,
+            "HOOK_SECRET": HOOK_SECRET,
+            "KLING_RELAY_CONFIG": str(folder / "relay.toml"),
+        }
+        self.hook_socket, self.hook_url = free_socket()
+        self.stack.callback(self.hook_socket.close)
+        self.hooks = f'[[hook]]\nname = "inbox"\nurl = "{self.hook_url}/events"\nsecret = "env:HOOK_SECRET"\n'
+
+    async def start(self, *, receiver: bool = True) -> None:
+        sandbox_socket, self.sandbox_url = free_socket()
+        receiver_socket, self.receiver_url = free_socket()
+        self.environ.setdefault("KLING_BASE_URL", self.sandbox_url)
+        self.environ.setdefault("KLING_RELAY_PUBLIC_URL", self.receiver_url)
+        (self.folder / "relay.toml").write_text(self.hooks)
+        enter = self.stack.enter_async_context
+        await enter(listening(self.inbox.app(), self.hook_socket))
+        await enter(listening(create_sandbox(self.kling, base_url=self.sandbox_url), sandbox_socket))
+        if receiver:
+            await enter(listening(build_app(self.settings), receiver_socket))
+        else:
+            receiver_socket.close()
+        self.submitter = await enter(
+            Submitter(
+                self.settings.common,
+                SqliteLedger(self.folder / "relay.db"),
+                look_for_s=(0.0, 0.05, 0.1),
+                sending_lease_s=1.0,
+            )
+        )
+
+    @property
+    def settings(self) -> ReceiverSettings:
+        return load_receiver_settings(self.environ)
+
+    def use_v1(self) -> None:
+        """Use a key pair, and so the older API."""
+        del self.environ["KLING_API_KEY"]
+        self.environ |= {"KLING_ACCESS_KEY": ACCESS_KEY, "KLING_SECRET_KEY": SECRET_KEY}
+
+    def request(self, **changes: Any) -> MotionControl:
+        fields: dict[str, Any] = {
+            "image": self.media / "girl.png",
+            "video": self.media / "dance.mp4",
+            "character_orientation": "video",
+        }
+        return MotionControl(**fields | changes)
+
+    def faults(self, **faults: Any) -> None:
+        self.kling.set_faults(Faults(**faults))
+
+    def open_ledger(self) -> SqliteLedger:
+        return SqliteLedger(self.folder / "relay.db")
+
+
+@pytest.fixture
+async def world(tmp_path: Path, media: Path) -> AsyncIterator[World]:
+    """A world that is not started yet, so that a test can set it up."""
+    made = World(tmp_path, media)
+    async with made.stack:
+        yield made
+
+
+@pytest.fixture
+async def client() -> AsyncIterator[httpx.AsyncClient]:
+    async with httpx.AsyncClient(timeout=10, trust_env=False) as made:
+        yield made
+
+
+@pytest.fixture(autouse=True)
+def no_settings_of_this_shell(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """Tests see no settings but their own."""
+    for name in os.environ:
+        if name.startswith(("KLING_", "NOVITA_")):
+            monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+    yield

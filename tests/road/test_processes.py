@@ -1,0 +1,289 @@
+"""Processes, as a user runs them: the commands, and what is left when one is killed."""
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import httpx
+import msgspec
+import pytest
+
+from submitter.sandbox.server import free_socket
+from submitter.task import TaskStatus
+from tests.conftest import World
+
+CLI = (sys.executable, "-m", "receiver")
+
+
+class Ended(msgspec.Struct):
+    """How a command ended."""
+
+    status: int
+    out: str
+    err: str
+
+
+async def spawn(environ: Mapping[str, str], *arguments: str) -> asyncio.subprocess.Process:
+    pipe = asyncio.subprocess.PIPE
+    root = str(Path(__file__).parents[2])
+    inherited = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    whole = inherited | {"PYTHONPATH": root} | dict(environ)
+    return await asyncio.create_subprocess_exec(*CLI, *arguments, env=whole, stdout=pipe, stderr=pipe)
+
+
+async def cli(environ: Mapping[str, str], *arguments: str, timeout_s: float = 30) -> Ended:
+    process = await spawn(environ, *arguments)
+    async with asyncio.timeout(timeout_s):
+        out, err = await process.communicate()
+    assert process.returncode is not None
+    return Ended(process.returncode, out.decode(), err.decode())
+
+
+@asynccontextmanager
+async def serving(environ: Mapping[str, str]) -> AsyncIterator[str]:
+    """Run `kling-relay serve` on a free port."""
+    bound, url = free_socket()
+    port = str(bound.getsockname()[1])
+    bound.close()
+    process = await spawn({"KLING_RELAY_PUBLIC_URL": url} | dict(environ), "serve", "--port", port)
+    try:
+        async with asyncio.timeout(20), httpx.AsyncClient(trust_env=False) as client:
+            while True:
+                try:
+                    if (await client.get(f"{url}/readyz")).status_code == 200:
+                        break
+                except httpx.ConnectError:
+                    assert process.returncode is None, (await process.communicate())[1].decode()
+                    await asyncio.sleep(0.05)
+        yield url
+    finally:
+        process.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(20):
+            await process.communicate()
+
+
+def submit_arguments(world: World, *more: str) -> list[str]:
+    return [
+        "submit", "--image", str(world.media / "girl.png"), "--video", f"{world.hook_url}/files/dance.mp4",
+        "--orientation", "video", *more,
+    ]  # fmt: skip
+
+
+async def test_a_user_follows_the_readme(world: World, tmp_path: Path) -> None:
+    await world.start(receiver=False)
+    environ = world.environ
+    async with serving(environ) as url:
+        environ = environ | {"KLING_RELAY_PUBLIC_URL": url}
+        output = tmp_path / "result.mp4"
+        ended = await cli(
+            environ,
+            *submit_arguments(world, "--mode", "pro", "--prompt", "on a beach", "--metadata", "order=42"),
+            "--external-task-id", "order-42", "--wait", "--output", str(output),
+        )  # fmt: skip
+        assert ended.status == 0, ended.err
+        assert "order-42" in ended.err
+        assert output.stat().st_size > 1000
+        await world.inbox.until(3)
+        shown = msgspec.json.decode((await cli(environ, "tasks", "show", "order-42", "--json")).out)
+        assert shown == world.inbox.events[-1]["data"]
+        listed = msgspec.json.decode((await cli(environ, "tasks", "list", "--status", "succeed", "--json")).out)
+        assert [task["external_task_id"] for task in listed] == ["order-42"]
+        doctor = await cli(environ, "doctor", "--json")
+        findings = {finding["check"]: finding for finding in msgspec.json.decode(doctor.out)}
+        assert doctor.status == 0, doctor.out
+        assert findings["public URL"]["state"] == "ok"
+        assert "reaches this receiver" in findings["public URL"]["seen"]
+        assert "Sandbox-Video" in findings["kling"]["seen"]
+        other = await cli(environ | {"KLING_RELAY_KEYS": "other:" + "A" * 43 + "="}, "doctor")
+        assert other.status == 1
+        assert "it has other keys or secrets" in other.out
+        async with httpx.AsyncClient(trust_env=False) as client:
+            metrics = (await client.get(f"{url}/metrics")).text
+        assert 'kling_relay_callbacks_total{result="applied",vendor="kling"}' in metrics
+        assert 'kling_relay_polls_total{' not in metrics
+
+
+async def test_without_a_public_url_submit_names_no_callback_and_that_works(world: World) -> None:
+    await world.start(receiver=False)
+    del world.environ["KLING_RELAY_PUBLIC_URL"]
+    del world.environ["KLING_RELAY_MEDIA_STORE"]
+    refused = await cli(world.environ, *submit_arguments(world))
+    assert refused.status == 2
+    assert "--no-callback" in refused.err
+    assert world.kling.counts["created"] == 0
+    fast = world.environ | {"KLING_RELAY_POLL_AFTER_S": "0.1"}
+    ended = await cli(fast, *submit_arguments(world, "--no-callback", "--wait", "--json"))
+    assert ended.status == 0, ended.err
+    assert msgspec.json.decode(ended.out)["status"] == "succeed"
+
+
+async def test_wait_ends_with_another_status_and_the_reason_when_the_task_fails(world: World) -> None:
+    world.faults(fail=1, fail_reason="no person in the video")
+    await world.start()
+    ended = await cli(world.environ, *submit_arguments(world, "--wait"))
+    assert ended.status == 1
+    assert "failed: no person in the video" in ended.err
+
+
+async def test_a_dry_run_sends_nothing_and_hides_the_token(world: World) -> None:
+    await world.start()
+    ended = await cli(world.environ, *submit_arguments(world, "--dry-run"))
+    assert ended.status == 0, ended.err
+    method, _, body = ended.out.partition("\n")
+    assert method == f"POST {world.sandbox_url}/motion-control/kling-3.0"
+    request = msgspec.json.decode(body)
+    assert request["options"]["callback_url"].endswith("/[hidden]")
+    assert world.kling.counts["created"] == 0
+    assert (await cli(world.environ, "tasks", "list")).out.strip() == "no such tasks"
+
+
+async def test_bad_input_names_each_field_and_the_remedy(world: World) -> None:
+    await world.start()
+    arguments = [
+        "submit", "--image", str(world.media / "dance.mp4"), "--video", "nowhere.mp4", "--orientation", "image",
+        "--element-id", "x", "--prompt", "y" * 2501, "--external-task-id", "a/b",
+    ]  # fmt: skip
+    ended = await cli(world.environ, *arguments)
+    assert ended.status == 2
+    for field in ("image.format", "video:", "element_id", "prompt", "external_task_id"):
+        assert field in ended.err
+    assert "Traceback" not in ended.err
+
+
+@pytest.mark.parametrize(
+    ("environ", "says"),
+    [
+        ({"KLING_RELAY_KEYS": "x:short"}, "kling-relay keys new"),
+        ({"KLING_API": "v3"}, "v1 or v2"),
+        ({"KLING_RELAY_POLL_AFTER_S": "soon"}, "a number"),
+        ({"KLING_RELAY_LEDGER": "mysql://x"}, "sqlite:///relay.db"),
+        ({"KLING_RELAY_LEDGER": "sqlite:///no/such/folder/x.db"}, "its folder must exist"),
+        ({"KLING_WEBHOOK_SECRET": "abc"}, "KLING_WEBHOOK_SECRET"),
+        ({"KLING_RELAY_CONFIG": "nowhere.toml"}, "nowhere.toml"),
+    ],
+)
+async def test_wrong_settings_are_an_error_that_names_the_remedy(
+    world: World, environ: dict[str, str], says: str
+) -> None:
+    (world.folder / "relay.toml").write_text("")
+    ended = await cli(world.environ | environ, "serve", "--port", "0")
+    assert ended.status in (1, 2)
+    assert says in ended.err
+    assert "Traceback" not in ended.err
+
+
+async def test_keys_rotate_without_losing_a_callback(world: World) -> None:
+    (world.folder / "relay.toml").write_text("")
+    fresh = await cli({}, "keys", "new")
+    name, _, value = fresh.out.strip().partition("=")
+    assert name == "KLING_RELAY_KEYS"
+    rotated = await cli({"KLING_RELAY_KEYS": value}, "keys", "new", "--rotate")
+    keys = rotated.out.strip().partition("=")[2].split(",")
+    assert keys[1] == value
+    assert keys[0].partition(":")[0] != value.partition(":")[0]
+
+
+async def test_a_hook_is_tested_and_its_dead_letters_are_replayed(world: World) -> None:
+    from starlette.responses import Response
+
+    world.hooks = world.hooks.replace("secret =", "schedule = [0, 0.05]\nsecret =")
+    world.inbox.answers = [Response("no", 500) for _ in range(6)]
+    await world.start()
+    task = await world.submitter.submit(world.request())
+    done = await task.result(timeout=20)
+    await world.inbox.until(6)
+    ledger = world.open_ledger()
+    async with asyncio.timeout(10):
+        while (await ledger.counts())["delivery.dead"] < 3:
+            await ledger.changed(ledger.mark(), 0.1)
+    await ledger.close()
+    dead = msgspec.json.decode((await cli(world.environ, "hooks", "dead", "inbox", "--json")).out)
+    assert {letter["external_task_id"] for letter in dead} == {done.external_task_id}
+    assert dead[0]["error"] == "HTTP 500 no"
+    replayed = await cli(world.environ, "hooks", "replay", "inbox")
+    assert "3 deliveries are due again" in replayed.out
+    await world.inbox.until(9)
+    first = {event["id"] for event in world.inbox.events[:6]}
+    assert {event["id"] for event in world.inbox.events[6:]} == first
+    tested = await cli(world.environ, "hooks", "test", "inbox")
+    assert tested.out.strip() == "delivered: HTTP 204"
+    assert world.inbox.events[-1]["type"] == "task.test"
+    listed = msgspec.json.decode((await cli(world.environ, "hooks", "list", "--json")).out)
+    assert listed[0]["dead"] == 0
+    assert listed[0]["state"] == "on"
+
+
+async def test_deliver_and_poll_work_by_themselves_where_no_serve_runs(world: World) -> None:
+    world.environ["KLING_RELAY_POLL_AFTER_S"] = "0.05"
+    await world.start(receiver=False)
+    world.faults(drop=1)
+    await world.submitter.submit(world.request(video=f"{world.hook_url}/files/dance.mp4"))
+    async with asyncio.timeout(20):
+        while next(iter(world.kling.jobs.values())).status != "succeeded":
+            await asyncio.sleep(0.01)
+    polled = await cli(world.environ, "poll", "--once")
+    assert polled.out.strip() == "asked about 1 task"
+    delivered = await cli(world.environ, "deliver", "--once")
+    assert delivered.out.strip() == "made 2 attempts"
+    assert [event["type"] for event in world.inbox.events] == ["task.submitted", "task.succeed"]
+
+
+async def test_a_submitter_killed_at_any_instant_never_makes_a_second_task(world: World) -> None:
+    """Kill `submit` after 0 to 1.2 s, run the same command again, and count the vendor's tasks."""
+    await world.start()
+    world.faults(create_late=1, late_s=0.2)
+    delays = [0.25 + 0.08 * i for i in range(12)]
+
+    async def killed(i: int, delay_s: float) -> None:
+        arguments = submit_arguments(world, "--external-task-id", f"order-{i}", "--metadata", f"n={i}")
+        process = await spawn(world.environ, *arguments)
+        await asyncio.sleep(delay_s)  # the instant is what is being tested
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
+        again = await cli(world.environ, *arguments, "--wait", timeout_s=90)
+        assert again.status == 0, again.err
+
+    for start in range(0, len(delays), 4):
+        await asyncio.gather(*(killed(i, delays[i]) for i in range(start, min(start + 4, len(delays)))))
+    ids = [job.asked["external_id"] for job in world.kling.jobs.values()]
+    assert sorted(ids) == sorted(f"order-{i}" for i in range(len(delays)))
+    ledger = world.open_ledger()
+    tasks = await ledger.tasks(limit=100)
+    assert {task.status for task in tasks} == {TaskStatus.SUCCEED}
+    await ledger.close()
+
+
+async def test_a_receiver_killed_between_two_callbacks_loses_nothing(world: World) -> None:
+    world.kling.pace_s = 0.5
+    await world.start(receiver=False)
+    bound, url = free_socket()
+    port = str(bound.getsockname()[1])
+    bound.close()
+    environ = world.environ | {"KLING_RELAY_PUBLIC_URL": url, "KLING_RELAY_POLL_AFTER_S": "1"}
+    first = await spawn(environ, "serve", "--port", port)
+    ended = await cli(environ, *submit_arguments(world, "--external-task-id", "order-1"))
+    assert ended.status == 0, ended.err
+    first.kill()
+    await first.communicate()
+    second = await spawn(environ, "serve", "--port", port)
+    await world.inbox.until(2)
+    waited = await cli(environ, "tasks", "wait", "order-1", "--timeout", "20")
+    assert waited.status == 0, waited.err
+    async with asyncio.timeout(20):
+        while "task.succeed" not in [event["type"] for event in world.inbox.events]:
+            await world.inbox.until(len(world.inbox.requests) + 1)
+    second.terminate()
+    await second.communicate()
+
+
+async def test_the_demo_runs_by_itself(tmp_path: Path) -> None:
+    ended = await cli({}, "demo", "--directory", str(tmp_path / "out"), timeout_s=60)
+    assert ended.status == 0, ended.err
+    for step in ("callback verified and stored: succeed", "told the hook demo", "signature verified: task.succeed"):
+        assert step in ended.out
+    assert (tmp_path / "out" / "result.mp4").stat().st_size > 10_000
