@@ -16,6 +16,7 @@ import httpx
 Resolve = Callable[[str, int], Awaitable[list[str]]]
 
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
+_NAT64_LOCAL = ipaddress.ip_network("64:ff9b:1::/48")  # RFC 8215: each network's own
 
 
 class AddressForbidden(httpx.ConnectError):
@@ -31,6 +32,8 @@ def is_public(address: str) -> bool:
             inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
         if inner is not None:
             return is_public(str(inner))
+        if ip in _NAT64_LOCAL:
+            return False
     return ip.is_global and not ip.is_multicast
 
 

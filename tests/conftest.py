@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import hypothesis
 import msgspec
 import pytest
 from starlette.applications import Starlette
@@ -28,6 +29,10 @@ from submitter.sandbox.kling import ACCESS_KEY, API_KEY, SECRET_KEY, KlingSandbo
 from submitter.sandbox.media import make_image, make_video
 from submitter.sandbox.server import free_socket, listening
 from submitter.submit import Submitter
+
+# Shared machines are slow now and then: a property is about values, not about time.
+hypothesis.settings.register_profile("relay", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("relay")
 
 KEY = base64.b64encode(b"k" * 32).decode()
 WEBHOOK_SECRET = "whsec_" + base64.b64encode(b"w" * 32).decode()

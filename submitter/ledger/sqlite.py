@@ -396,12 +396,14 @@ class SqliteLedger:
                     if operation.run is not None:
                         operation.outcome = _outcome(operation.run, db)
                 _apply_all(db, [operation for operation in group if operation.decide is not None])
-        except sqlite3.Error as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, its caller is told and the thread lives
             if len(group) > 1:  # one that cannot be stored must not take the others with it
                 for operation in group:
                     self._commit([operation])
-            else:
+            elif isinstance(error, sqlite3.Error):
                 group[0].outcome = LedgerUnavailable(f"the ledger {self._path!r} cannot be written: {error}")
+            else:
+                group[0].outcome = error
 
     def _answer(self, group: list[_Operation]) -> None:
         by_loop: dict[asyncio.AbstractEventLoop, list[_Operation]] = {}

@@ -374,12 +374,3 @@ class _Later(Clock):
         return super().now_ms() + 3_600_000
 
 
-def test_the_event_is_what_the_readme_says() -> None:
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    example = readme.partition("<!-- event -->\n```json\n")[2].partition("```")[0]
-    event = msgspec.json.decode(example)
-    assert event["specversion"] == "1.0"
-    assert set(event) == {
-        "specversion", "id", "source", "type", "subject", "time", "datacontenttype", "sequence", "data",
-    }  # fmt: skip
-    assert datetime.fromisoformat(event["time"]).tzinfo == UTC

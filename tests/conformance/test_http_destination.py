@@ -1,0 +1,124 @@
+"""HTTP hooks pass the destinations' suite, and obey what an endpoint answers."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from email.utils import format_datetime
+from pathlib import Path
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from starlette.responses import Response
+
+from receiver.destinations import open_destination
+from receiver.destinations.base import Destination
+from receiver.destinations.http import read_retry_after
+from receiver.hooks import Hook
+from submitter.sandbox.server import free_socket, listening
+from tests.conftest import Inbox
+from tests.conformance.destinations import NOW_S, DestinationSuite, event
+
+
+class HttpPeer:
+    def __init__(self, folder: Path) -> None:
+        self.inbox = Inbox(folder)
+        self.stack = AsyncExitStack()
+        self.url = ""
+
+    def open(self, **settings: Any) -> Destination:
+        return open_destination(Hook("inbox", f"{self.url}/events", **settings), frozenset({"127.0.0.1"}))
+
+    def arrived(self) -> list[str]:
+        return [event["id"] for event in self.inbox.events]
+
+    def refuse(self, times: int) -> None:
+        self.inbox.answers = [Response("not now", 500)] * times
+
+    async def away(self) -> None:
+        await self.stack.aclose()
+
+    async def back(self) -> None:
+        bound, url = free_socket(port=int(self.url.rpartition(":")[2]) if self.url else 0)
+        self.url = url
+        await self.stack.enter_async_context(listening(self.inbox.app(), bound))
+
+
+@pytest.fixture
+async def peer(tmp_path: Path) -> AsyncIterator[HttpPeer]:
+    made = HttpPeer(tmp_path)
+    await made.back()
+    yield made
+    await made.away()
+
+
+class TestHttp(DestinationSuite):
+    """The suite, on a real endpoint."""
+
+
+@pytest.mark.parametrize(("status", "delivered"), [(200, True), (204, True), (301, False), (307, False), (400, False)])
+async def test_success_is_2xx_and_a_redirect_is_a_failure(peer: HttpPeer, status: int, delivered: bool) -> None:
+    destination = peer.open()
+    peer.inbox.answers = [Response("", status, headers={"location": f"{peer.url}/elsewhere"})]
+    assert (await destination.send(event(), NOW_S)).is_delivered is delivered
+    assert len(peer.inbox.requests) == 1
+    await destination.close()
+
+
+async def test_gone_and_retry_after_are_told(peer: HttpPeer) -> None:
+    destination = peer.open()
+    when = format_datetime(datetime.fromtimestamp(NOW_S, UTC) + timedelta(seconds=90), usegmt=True)
+    peer.inbox.answers = [
+        Response("", 410),
+        Response("", 429, headers={"retry-after": "7"}),
+        Response("", 503, headers={"retry-after": when}),
+        Response("", 500, headers={"retry-after": "7"}),
+    ]
+    outcomes = [await destination.send(event(), NOW_S) for _ in range(4)]
+    assert [outcome.is_gone for outcome in outcomes] == [True, False, False, False]
+    assert [outcome.retry_after_s for outcome in outcomes] == [None, 7, 90, None]
+    await destination.close()
+
+
+async def test_an_endless_answer_is_not_read_to_its_end(peer: HttpPeer) -> None:
+    destination = peer.open()
+    peer.inbox.answers = [Response(b"x" * 1_000_000, 500)]
+    outcome = await destination.send(event(), NOW_S)
+    assert len(outcome.answer) < 300
+    await destination.close()
+
+
+async def test_a_hook_inside_the_network_is_not_reached_unless_it_is_allowed(peer: HttpPeer) -> None:
+    destination = open_destination(Hook("inbox", f"{peer.url}/events"), frozenset())
+    outcome = await destination.send(event(), NOW_S)
+    assert not outcome.is_delivered
+    assert "KLING_RELAY_ALLOW_HOSTS" in outcome.answer
+    assert peer.inbox.requests == []
+    await destination.close()
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [
+        (None, None),
+        ("120", 120),
+        (" 5 ", 5),
+        ("99999999999999999999", 86400),
+        ("-5", None),
+        ("soon", None),
+        ("", None),
+        ("Thu, 01 Jan 1970 00:00:00 GMT", 0),
+        ("Thu, 01 Jan 2099 00:00:00 GMT", 86400),
+        ("Thu, 99 Jan 2099 00:00:00 GMT", None),
+    ],
+)
+def test_retry_after_is_seconds_or_a_date(header: str | None, seconds: float | None) -> None:
+    assert read_retry_after(header, NOW_S) == seconds
+
+
+async def test_concurrent_sends_share_nothing(peer: HttpPeer) -> None:
+    destination = peer.open(concurrency=5)
+    outcomes = await asyncio.gather(*(destination.send(event(n), NOW_S) for n in range(1, 21)))
+    assert all(outcome.is_delivered for outcome in outcomes)
+    assert sorted(peer.arrived()) == sorted(event(n).id for n in range(1, 21))
+    await destination.close()

@@ -1,0 +1,233 @@
+"""The receiver, over real HTTP: what is believed, what is kept, what is refused."""
+
+import asyncio
+import base64
+import hmac
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import msgspec
+import pytest
+
+from receiver.app import create_app
+from receiver.callback import Door, Verify
+from receiver.signature import read_secret
+from submitter.callback_url import KeyRing, callback_url
+from submitter.clock import Clock
+from submitter.ledger.sqlite import SqliteLedger
+from submitter.sandbox.server import free_socket, listening
+from submitter.task import Task, TaskStatus
+from submitter.vendors.kling import PATIENCE, ApiKey, KlingV2
+from tests.conftest import KEY, WEBHOOK_SECRET
+
+RING = KeyRing.read(f"test:{KEY}")
+VERIFY = Verify(RING, {"kling": Door(KlingV2(ApiKey("")), (read_secret("t", WEBHOOK_SECRET),))})
+
+
+class Receiver:
+    """A receiver on loopback with one submitted task, `order-1`, the vendor's 893."""
+
+    def __init__(self, ledger: SqliteLedger, client: httpx.AsyncClient, url: str) -> None:
+        self.ledger = ledger
+        self.client = client
+        self.url = url
+
+    def callback_url(self, id: str = "order-1", vendor: str = "kling", now_s: float | None = None) -> str:
+        return callback_url(self.url, RING, vendor, id, time.time() if now_s is None else now_s)
+
+    async def post(self, body: Any, url: str | None = None, *, signed: bool = True) -> httpx.Response:
+        content = body if isinstance(body, bytes) else msgspec.json.encode(body)
+        return await self.client.post(
+            url or self.callback_url(), content=content, headers=sign(content) if signed else {}
+        )
+
+    async def status(self) -> TaskStatus:
+        return (await self.ledger.get("order-1")).status
+
+
+def sign(content: bytes) -> dict[str, str]:
+    stamp = str(int(time.time()))
+    key = base64.b64decode(WEBHOOK_SECRET.removeprefix("whsec_"))
+    signature = base64.b64encode(hmac.digest(key, f"m1.{stamp}.".encode() + content, "sha256")).decode()
+    return {"webhook-id": "m1", "webhook-timestamp": stamp, "webhook-signature": f"v1,{signature}"}
+
+
+@pytest.fixture
+async def receiver(ledger: SqliteLedger, client: httpx.AsyncClient) -> AsyncIterator[Receiver]:
+    now_ms = Clock().now_ms()
+    task = Task("order-1", "kling", TaskStatus.SUBMITTED, now_ms, now_ms, PATIENCE, task_id="893", sequence=1)
+    await ledger.reserve(task)
+    bound, url = free_socket()
+    async with listening(create_app(ledger, VERIFY, read_timeout_s=0.3, tick_token="t" * 16), bound):
+        yield Receiver(ledger, client, url)
+
+
+PROCESSING = {"id": "893", "status": "processing", "external_id": "order-1"}
+SUCCEEDED = {
+    "id": "893", "status": "succeeded", "external_id": "order-1", "outputs": [{"type": "video", "url": "https://c/1.mp4"}],
+}  # fmt: skip
+
+
+def result(answer: httpx.Response) -> tuple[int, str]:
+    return answer.status_code, answer.json()["result"]
+
+
+async def test_a_report_is_durable_before_its_2xx(receiver: Receiver) -> None:
+    assert result(await receiver.post(PROCESSING)) == (200, "applied")
+    assert await receiver.status() is TaskStatus.PROCESSING
+
+
+async def test_repeated_late_and_reordered_reports_change_nothing_and_get_200(receiver: Receiver) -> None:
+    assert result(await receiver.post(SUCCEEDED)) == (200, "applied")
+    for late in (SUCCEEDED, PROCESSING, PROCESSING | {"status": "failed"}):
+        assert result(await receiver.post(late)) == (200, "unchanged")
+    assert await receiver.status() is TaskStatus.SUCCEED
+    assert len(await receiver.ledger.events("order-1")) == 1
+
+
+async def test_both_generations_are_accepted_at_one_url(receiver: Receiver) -> None:
+    old = {"task_id": "893", "task_status": "processing", "task_info": {"external_task_id": "order-1"}}
+    assert result(await receiver.post(old)) == (200, "applied")
+    assert result(await receiver.post(SUCCEEDED)) == (200, "applied")
+
+
+async def test_a_forged_url_touches_no_store(receiver: Receiver) -> None:
+    good = receiver.callback_url()
+    await receiver.ledger.close()  # whoever touches it is answered 503
+    for url in (
+        good[:-1] + ("A" if good[-1] != "A" else "B"),
+        good.replace("order-1", "order-2"),
+        good.replace("/kling/", "/novita/"),
+        f"{receiver.url}/callbacks/kling/order-1/{'x' * 70}",
+        f"{receiver.url}/callbacks/kling/order-1",
+        f"{receiver.url}/callbacks/kling/order-1/a/b",
+        f"{receiver.url}/callbacks/%ff%fe/%00/%f0",
+    ):
+        answer = await receiver.post(PROCESSING, url)
+        assert answer.status_code == 404
+        assert answer.headers["content-type"] == "application/problem+json"
+        assert answer.json()["status"] == 404
+    assert (await receiver.post(PROCESSING)).status_code == 503
+
+
+async def test_an_expired_url_is_403(receiver: Receiver) -> None:
+    assert (await receiver.post(PROCESSING, receiver.callback_url(now_s=0))).status_code == 403
+
+
+async def test_with_a_secret_an_unsigned_or_wrongly_signed_body_is_401(receiver: Receiver) -> None:
+    assert (await receiver.post(PROCESSING, signed=False)).status_code == 401
+    answer = await receiver.client.post(
+        receiver.callback_url(), content=msgspec.json.encode(SUCCEEDED), headers=sign(b"{}")
+    )
+    assert answer.status_code == 401
+    assert await receiver.status() is TaskStatus.SUBMITTED
+    assert await receiver.ledger.quarantined(9) == []
+
+
+async def test_a_body_about_another_task_is_not_believed(receiver: Receiver) -> None:
+    assert (await receiver.post(SUCCEEDED | {"external_id": "order-2"})).status_code == 404
+    assert result(await receiver.post({k: v for k, v in SUCCEEDED.items() if k != "external_id"} | {"id": "999"})) == (
+        200,
+        "quarantined",
+    )
+    assert await receiver.status() is TaskStatus.SUBMITTED
+    assert (await receiver.ledger.get("order-1")).doubted
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{", b"\xff", b"[]", b"null", b'{"id":"893","status":"unheard_of"}', b'{"status":"succeeded"}', b"[" * 5000],
+)
+async def test_what_cannot_be_understood_is_kept_asked_about_and_answered_2xx(receiver: Receiver, body: bytes) -> None:
+    assert result(await receiver.post(body)) == (200, "quarantined")
+    (kept,) = await receiver.ledger.quarantined(9)
+    assert kept.body == body
+    assert await receiver.status() is TaskStatus.SUBMITTED
+    due = await receiver.ledger.claim_polls(Clock().now_ms(), 1000, 9)
+    assert [task.external_task_id for task in due.items] == ["order-1"]
+
+
+async def test_klings_console_test_gets_200_and_leaves_no_row(receiver: Receiver) -> None:
+    test = {"id": "1", "status": "submitted", "outputs": [], "message": "", "create_time": 1, "update_time": 1}
+    assert result(await receiver.post(test, receiver.callback_url("console"))) == (200, "test")
+    assert await receiver.ledger.quarantined(9) == []
+
+
+async def test_a_report_for_a_task_that_this_ledger_lost_is_kept(receiver: Receiver) -> None:
+    lost = SUCCEEDED | {"external_id": "lost"}
+    assert result(await receiver.post(lost, receiver.callback_url("lost"))) == (200, "quarantined")
+    (kept,) = await receiver.ledger.quarantined(9)
+    assert kept.external_task_id == "lost"
+
+
+async def test_a_long_body_is_413_whether_it_says_so_or_not(receiver: Receiver) -> None:
+    long = b"x" * (64 * 1024 + 1)
+    assert (await receiver.post(long)).status_code == 413
+
+    async def chunks() -> AsyncIterator[bytes]:
+        for _ in range(70):
+            yield b"x" * 1024
+
+    answer = await receiver.client.post(receiver.callback_url(), content=chunks())
+    assert answer.status_code == 413
+
+
+async def test_a_slow_body_is_408(receiver: Receiver) -> None:
+    host, _, port = receiver.url.removeprefix("http://").partition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    path = receiver.callback_url().removeprefix(receiver.url)
+    writer.write(f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-length: 50\r\n\r\n{{".encode())
+    async with asyncio.timeout(5):
+        assert b" 408 " in await reader.readline()
+    writer.close()
+    await writer.wait_closed()
+
+
+async def test_other_methods_and_paths_are_problems(receiver: Receiver) -> None:
+    assert (await receiver.client.get(receiver.callback_url())).status_code == 405
+    assert (await receiver.client.get(f"{receiver.url}/nowhere")).status_code == 404
+
+
+async def test_health_says_whether_the_ledger_answers(receiver: Receiver) -> None:
+    assert (await receiver.client.get(f"{receiver.url}/healthz")).json() == {"status": "ok"}
+    assert (await receiver.client.get(f"{receiver.url}/readyz")).status_code == 200
+    await receiver.ledger.close()
+    assert (await receiver.client.get(f"{receiver.url}/healthz")).status_code == 200
+    unready = await receiver.client.get(f"{receiver.url}/readyz")
+    assert unready.status_code == 503
+    assert "relay.db" not in unready.text
+
+
+async def test_tick_needs_its_token(receiver: Receiver) -> None:
+    assert (await receiver.client.post(f"{receiver.url}/tick")).status_code == 404  # nothing to tick was passed in
+
+
+async def test_tick_does_bounded_work(ledger: SqliteLedger, client: httpx.AsyncClient) -> None:
+    async def tick(budget_s: float) -> dict[str, int]:
+        return {"delivered": 2, "polled": 1}
+
+    bound, url = free_socket()
+    async with listening(create_app(ledger, VERIFY, tick=tick, tick_token="t" * 16), bound):
+        for wrong in ({}, {"authorization": "Bearer x"}, {"authorization": "t" * 16}):
+            assert (await client.post(f"{url}/tick", headers=wrong)).status_code == 401
+        done = await client.post(f"{url}/tick", headers={"authorization": "Bearer " + "t" * 16})
+        assert done.json() == {"delivered": 2, "polled": 1}
+
+
+async def test_published_media_have_unguessable_urls(
+    ledger: SqliteLedger, client: httpx.AsyncClient, tmp_path: Any
+) -> None:
+    from submitter.media_store import DirectoryStore
+
+    source = tmp_path / "dance.mp4"
+    source.write_bytes(b"video")
+    bound, url = free_socket()
+    store = DirectoryStore(tmp_path / "published", url, RING, Clock())
+    async with listening(create_app(ledger, VERIFY, media=tmp_path / "published"), bound):
+        published = await store.publish(source, "abc", "mp4")
+        assert (await client.get(published)).content == b"video"
+        assert (await client.get(published, headers={"range": "bytes=1-2"})).content == b"id"
+        for wrong in (published[:-2], published.replace("abc", "abd"), f"{url}/media/..%2frelay.db/{'x' * 9}"):
+            assert (await client.get(wrong)).status_code == 404

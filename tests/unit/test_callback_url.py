@@ -1,0 +1,78 @@
+"""Callback URLs: unguessable, for one task, until they expire, through rotations."""
+
+import base64
+import hashlib
+import hmac
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from submitter.callback_url import URL_LIVES_S, Key, KeyRing, callback_url, check, hmac_sha256, mint, redact
+from submitter.errors import InvalidSettings, UrlExpired, UrlUnknown
+
+NOW = 1_781_080_800
+OLD = Key("old", b"o" * 32)
+NEW = Key("new", b"n" * 32)
+RING = KeyRing((NEW, OLD))
+
+
+def token_of(url: str) -> str:
+    return url.rpartition("/")[2]
+
+
+def test_a_url_is_good_for_its_task_until_it_expires() -> None:
+    url = callback_url("https://relay.example.com/", RING, "kling", "order.1~a", NOW)
+    assert url.startswith("https://relay.example.com/callbacks/kling/order.1~a/new.")
+    check(RING, "kling", "order.1~a", token_of(url), NOW + URL_LIVES_S)
+    with pytest.raises(UrlExpired):
+        check(RING, "kling", "order.1~a", token_of(url), NOW + URL_LIVES_S + 1)
+    for vendor, id in (("novita", "order.1~a"), ("kling", "order.1~b")):
+        with pytest.raises(UrlUnknown):
+            check(RING, vendor, id, token_of(url), NOW)
+
+
+def test_a_rotated_key_verifies_until_it_is_taken_away() -> None:
+    token = mint(KeyRing((OLD,)), "kling", "a", NOW + 10)
+    check(RING, "kling", "a", token, NOW)
+    with pytest.raises(UrlUnknown):
+        check(KeyRing((NEW,)), "kling", "a", token, NOW)
+
+
+@given(st.text(max_size=80), st.text(max_size=10), st.text(max_size=10))
+def test_whatever_the_token_only_our_error_comes_out(token: str, vendor: str, id: str) -> None:
+    with pytest.raises(UrlUnknown):
+        check(RING, vendor, id, token, NOW)
+
+
+@given(st.integers(0, 60), st.sampled_from("ABCxyz019._-"))
+def test_no_character_of_a_token_can_be_changed(position: int, character: str) -> None:
+    token = mint(RING, "kling", "a", NOW + 10)
+    changed = token[: position % len(token)] + character + token[position % len(token) + 1 :]
+    if changed != token:
+        with pytest.raises(UrlUnknown):
+            check(RING, "kling", "a", changed, NOW)
+
+
+@given(st.binary(min_size=1, max_size=200), st.binary(max_size=300))
+def test_our_hmac_is_the_standard_librarys(key: bytes, message: bytes) -> None:
+    assert hmac_sha256(key, message) == hmac.digest(key, message, hashlib.sha256)
+
+
+def test_a_token_is_hidden_wherever_its_url_turns_up() -> None:
+    url = callback_url("https://relay.example.com", RING, "kling", "a", NOW)
+    hidden = redact(f'{{"webhook":{{"url":"{url}"}}}} and {url} again')
+    assert token_of(url) not in hidden
+    assert hidden.count("/callbacks/kling/a/[hidden]") == 2
+
+
+def test_a_key_ring_is_read_and_its_secrets_are_shown_nowhere() -> None:
+    text = ",".join(f"{key.id}:{base64.b64encode(key.secret).decode()}" for key in (NEW, OLD))
+    ring = KeyRing.read(text)
+    assert ring == RING
+    assert "nnnn" not in repr(ring)
+    short = base64.b64encode(b"s" * 8).decode()
+    with pytest.raises(InvalidSettings) as refused:
+        KeyRing.read(f"{text},new:{base64.b64encode(b'x' * 32).decode()},x:{short}")
+    assert len(refused.value.problems) == 2
+    assert short not in str(refused.value)

@@ -1,0 +1,122 @@
+"""What others build against: settings, imports, the README's tables, the pins."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from receiver.hooks import EVENTS, NAMES
+from receiver.settings import load_receiver_settings
+from submitter.errors import InvalidSettings
+from submitter.sandbox.faults import Faults
+from submitter.settings import COMMON, RECEIVER
+from submitter.task import RANK, TaskStatus
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+
+
+def loaded_by(module: str) -> set[str]:
+    code = f"import sys, {module}; print(*sys.modules)"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    return {name.partition(".")[0] for name in ran.stdout.split()} | set(ran.stdout.split())
+
+
+def test_importing_the_app_loads_no_client_sdk_command_line_or_sandbox() -> None:
+    loaded = loaded_by("receiver.app")
+    forbidden = {"httpx", "httpcore", "click", "boto3", "obstore", "av", "imagesize", "uvicorn", "rich", "cryptography"}
+    assert not loaded & forbidden
+    assert not {name for name in loaded if name.startswith(("submitter.sandbox", "receiver.worker", "receiver.cli"))}
+
+
+def test_the_service_and_the_submitter_load_no_command_line_and_no_sandbox() -> None:
+    for module in ("receiver.service", "submitter.submit"):
+        loaded = loaded_by(module)
+        assert not {"receiver.cli", "submitter.sandbox.app", "av"} & loaded
+    assert "receiver" not in loaded_by("submitter.submit")
+
+
+def test_the_readme_lists_every_setting() -> None:
+    for name in (*COMMON, *RECEIVER):
+        assert f"`KLING_RELAY_{name.upper()}`" in README
+    listed = set(re.findall(r"`KLING_RELAY_([A-Z_]+)`", README))
+    assert listed == {name.upper() for name in (*COMMON, *RECEIVER)} | {"CONFIG"}
+
+
+def test_the_readme_lists_every_event_hook_field_fault_and_status() -> None:
+    for word in (*EVENTS, *NAMES, *Faults.__struct_fields__, *(status.value for status in TaskStatus)):
+        assert f"`{word}`" in README, word
+    assert set(RANK) == set(TaskStatus)
+
+
+def test_the_readmes_event_is_whole() -> None:
+    example = README.partition("<!-- event -->\n```json\n")[2].partition("```")[0]
+    event = msgspec.json.decode(example)
+    assert set(event) == {
+        "specversion", "id", "source", "type", "subject", "time", "datacontenttype", "sequence", "data",
+    }  # fmt: skip
+    assert set(event["data"]) == {
+        "external_task_id", "task_id", "vendor", "status", "status_message", "videos", "cost", "metadata",
+        "created_at", "updated_at",
+    }  # fmt: skip
+    assert set(event["data"]["videos"][0]) == {"url", "watermark_url", "duration", "expires_at"}
+
+
+def test_every_dependency_is_pinned_with_hashes_and_no_host_is_named() -> None:
+    pins = (ROOT / "requirements.txt").read_text()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    asked = [
+        *project["project"]["dependencies"],
+        *(one for extra in project["project"]["optional-dependencies"].values() for one in extra),
+        *project["dependency-groups"]["dev"],
+    ]
+    for requirement in asked:
+        name = re.match(r"[A-Za-z0-9-]+", requirement)
+        assert name is not None
+        assert re.search(rf"^{name[0]}==", pins, re.MULTILINE), requirement
+    assert "://" not in pins
+
+
+def settings(tmp_path: Path, toml: str = "", **environ: str) -> object:
+    config = tmp_path / "relay.toml"
+    config.write_text(toml)
+    return load_receiver_settings({"KLING_RELAY_CONFIG": str(config), **environ})
+
+
+def test_the_environment_is_over_the_file_and_the_file_over_the_defaults(tmp_path: Path) -> None:
+    config = tmp_path / "relay.toml"
+    config.write_text(
+        'public_url = "https://file.example.com"\nledger = "sqlite:///file.db"\nallow_hosts = ["a", "b"]\n'
+        '[vendor.kling]\napi_key = "env:MY_KEY"\nparallel = 3\nconfirm = "always"\n'
+    )
+    found = load_receiver_settings(
+        {"KLING_RELAY_CONFIG": str(config), "KLING_RELAY_LEDGER": "sqlite:///env.db", "MY_KEY": "secret-key"}
+    )
+    assert found.common.public_url == "https://file.example.com"
+    assert found.common.ledger == "sqlite:///env.db"
+    assert found.common.allow_hosts == {"a", "b"}
+    assert found.common.vendors["kling"].parallel == 3
+    assert found.confirm == {"kling": "always"}
+    assert "secret-key" not in repr(found) + repr(found.common)
+
+
+def test_every_problem_of_the_settings_is_told_at_once(tmp_path: Path) -> None:
+    with pytest.raises(InvalidSettings) as wrong:
+        settings(
+            tmp_path,
+            'publik_url = "x"\n[vendor.kling]\nconfirm = "maybe"\nshade = 1\n[vendor.nobody]\n[[hook]]\nname = "a"\n',
+            KLING_RELAY_PUBLIC_URL="relay.example.com",
+            KLING_RELAY_TICK_TOKEN="short",
+            KLING_RELAY_ABANDON_AFTER_S="-1",
+        )
+    told = str(wrong.value)
+    for part in (
+        "Did you mean 'public_url'?", "confirm", "vendor.kling.shade", "vendor.nobody", "hook[a].url",
+        "KLING_RELAY_PUBLIC_URL", "KLING_RELAY_TICK_TOKEN", "KLING_RELAY_ABANDON_AFTER_S",
+    ):  # fmt: skip
+        assert part in told, part
+    assert "short" not in told

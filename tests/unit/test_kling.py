@@ -1,0 +1,230 @@
+"""Kling's wire formats: every vector, the requests that we send, and whatever else may arrive."""
+
+import base64
+import hmac
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from submitter.errors import InvalidSettings, RelayError, SubmissionUnknown, Unintelligible, VendorRefused
+from submitter.event import task_data
+from submitter.request import MotionControl
+from submitter.schedule import Backoff, Patience
+from submitter.task import Report, Task, TaskStatus, transition
+from submitter.vendors.base import HttpAnswer, Job
+from submitter.vendors.kling import BASE_URL, ApiKey, KeyPair, KlingV1, KlingV2, configure
+
+NOW_S = 1781080794.0
+V2 = KlingV2(ApiKey("key"))
+V1 = KlingV1(KeyPair("access", "secret"))
+VECTORS = sorted((Path(__file__).parents[1] / "vectors" / "kling").glob("*.json"))
+PATIENCE = Patience(Backoff(900, 1.5, 3600), Backoff(10, 1.5, 60), 86400)
+JOB = Job(
+    MotionControl(
+        image="girl.png", video="v", character_orientation="video", mode="pro", prompt="on a beach",
+        keep_original_sound=False, element_id="829836802793406551", watermark=True,
+    ),
+    "order-1", "aW1hZ2U=", "https://example.com/dance.mp4", "https://relay.example.com/callbacks/kling/order-1/t",
+)  # fmt: skip
+
+
+def task(id: str, task_id: str | None = None) -> Task:
+    return Task(id, "kling", TaskStatus.SUBMITTED, 0, 0, PATIENCE, task_id=task_id)
+
+
+def answer(body: Any, status: int = 200) -> HttpAnswer:
+    return HttpAnswer(status, {}, body.encode() if isinstance(body, str) else msgspec.json.encode(body))
+
+
+@pytest.mark.parametrize("path", VECTORS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("vendor", [V1, V2], ids=["v1", "v2"])
+def test_vector(path: Path, vendor: KlingV1 | KlingV2) -> None:
+    vector = json.loads(path.read_text())
+    assert vector["source"]
+    assert vector["certainty"] in ("documented", "seen", "inferred")
+    expect = vector["expect"]
+
+    def read() -> Report:
+        if vector["door"] == "create":
+            return vendor.read_create(answer(vector["body"], vector["http_status"]), int(NOW_S * 1000))
+        return vendor.read_callback(msgspec.json.encode(vector["body"]))
+
+    if "unintelligible" in expect:
+        with pytest.raises(Unintelligible, match=expect["unintelligible"]):
+            read()
+    elif "refused" in expect:
+        with pytest.raises(VendorRefused) as refused:
+            read()
+        assert refused.value.retryable is expect["refused"]
+    elif "unknown" in expect:
+        with pytest.raises(SubmissionUnknown):
+            read()
+    else:
+        report = read()
+        assert (report.status.value, report.task_id) == (expect["status"], expect["task_id"])
+        assert report.external_task_id == expect.get("external_task_id")
+        assert report.message == expect.get("message", "")
+        if "url" in expect:
+            (video,) = report.videos
+            assert {name: getattr(video, name) for name in ("url", "duration", "expires_at_ms")} == {
+                name: expect[name] for name in ("url", "duration", "expires_at_ms")
+            }
+            assert video.watermark_url == expect.get("watermark_url")
+            assert [[charge.kind, charge.amount, charge.currency] for charge in report.cost] == expect["cost"]
+
+
+def test_a_v2_create_is_as_documented() -> None:
+    request = V2.create(JOB, NOW_S)
+    assert (request.method, request.url) == ("POST", f"{BASE_URL}/motion-control/kling-3.0")
+    assert request.headers["authorization"] == "Bearer key"
+    assert json.loads(request.body) == {
+        "contents": [
+            {"type": "prompt", "text": "on a beach"},
+            {"type": "image", "url": "aW1hZ2U="},
+            {"type": "video", "url": "https://example.com/dance.mp4"},
+            {"type": "element", "element_id": "829836802793406551", "id": "element_1"},
+        ],
+        "settings": {"character_orientation": "video", "audio": "off", "resolution": "1080p"},
+        "options": {
+            "callback_url": "https://relay.example.com/callbacks/kling/order-1/t",
+            "external_task_id": "order-1",
+            "watermark_info": {"enabled": True},
+        },
+    }
+
+
+def test_a_v1_create_is_as_documented() -> None:
+    request = V1.create(JOB, NOW_S)
+    assert (request.method, request.url) == ("POST", f"{BASE_URL}/v1/videos/motion-control")
+    assert b'"element_id":829836802793406551' in request.body  # a 64-bit number, not a float and not a string
+    assert json.loads(request.body) == {
+        "model_name": "kling-v3",
+        "image_url": "aW1hZ2U=",
+        "video_url": "https://example.com/dance.mp4",
+        "prompt": "on a beach",
+        "keep_original_sound": "no",
+        "character_orientation": "video",
+        "mode": "pro",
+        "element_list": [{"element_id": 829836802793406551}],
+        "watermark_info": {"enabled": True},
+        "callback_url": "https://relay.example.com/callbacks/kling/order-1/t",
+        "external_task_id": "order-1",
+    }
+
+
+def test_a_key_pair_is_a_jwt() -> None:
+    token = V1.create(JOB, NOW_S).headers["authorization"].removeprefix("Bearer ")
+    head, claims, signature = token.split(".")
+
+    def part(text: str) -> bytes:
+        return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+
+    assert json.loads(part(head)) == {"alg": "HS256", "typ": "JWT"}
+    assert json.loads(part(claims)) == {"iss": "access", "exp": int(NOW_S) + 1800, "nbf": int(NOW_S) - 5}
+    assert part(signature) == hmac.digest(b"secret", f"{head}.{claims}".encode(), "sha256")
+
+
+def test_v2_asks_in_batches_of_twenty_and_never_mixes_ids() -> None:
+    tasks = [task(f"order-{i}", str(i)) for i in range(41)] + [task("unanswered")]
+    urls = [query.request.url for query in V2.queries(tasks, NOW_S)]
+    assert [url.count(",") + 1 for url in urls] == [20, 20, 1, 1]
+    assert urls[-1].endswith("/tasks?external_task_ids=unanswered")
+
+
+def test_v2_answers_are_matched_by_id_and_never_by_place() -> None:
+    (query,) = V2.queries([task("a", "1"), task("b", "2"), task("c", "3"), task("d", "4")], NOW_S)
+    rows = [
+        {"id": "9", "status": "failed"},
+        {"id": "2", "status": "processing"},
+        {"id": "1", "status": "succeeded", "outputs": [{"type": "video", "url": "u"}]},
+        {"id": "4", "status": "succeeded", "outputs": []},
+        "rubbish",
+    ]
+    findings = V2.read_query(query, answer({"code": 0, "data": rows}), NOW_S)
+    assert {id: report.status.value for id, report in findings.reports.items()} == {"a": "succeed", "b": "processing"}
+    assert findings.absent == ("c",)
+    assert list(findings.unreadable) == ["d"]
+
+
+def test_v1_asks_about_one_by_its_id_and_about_many_by_pages() -> None:
+    (one,) = V1.queries([task("order-1")], NOW_S)
+    assert one.request.url.endswith("/v1/videos/motion-control/order-1")
+    unknown = V1.read_query(one, answer({"code": 1201, "message": "Task not found"}, 400), NOW_S)
+    assert unknown.absent == ("order-1",)
+    (many,) = V1.queries([task("a", "1"), task("b", "2")], NOW_S)
+    assert "pageNum=1&pageSize=500" in many.request.url
+    full = [{"task_id": "1", "task_status": "processing"}] + [{"task_id": f"x{i}"} for i in range(499)]
+    first = V1.read_query(many, answer({"code": 0, "data": full}), NOW_S)
+    assert list(first.reports) == ["a"]
+    assert first.more is not None
+    assert "pageNum=2" in first.more.request.url
+    last = V1.read_query(first.more, answer({"code": 0, "data": []}), NOW_S)
+    assert (last.absent, last.more) == (("b",), None)
+
+
+@pytest.mark.parametrize(
+    ("given_settings", "kind"),
+    [
+        ({"api_key": "k"}, "KlingV2"),
+        ({"api_key": "k", "api": "v1"}, "KlingV1"),
+        ({"access_key": "a", "secret_key": "s"}, "KlingV1"),
+        ({}, "NoneType"),
+    ],
+)
+def test_the_credentials_choose_the_generation(given_settings: dict[str, str], kind: str) -> None:
+    assert type(configure(given_settings)).__name__ == kind
+
+
+@pytest.mark.parametrize(
+    ("given_settings", "says"),
+    [
+        ({"access_key": "a"}, "KLING_SECRET_KEY"),
+        ({"access_key": "a", "secret_key": "s", "api": "v2"}, "v2 takes API keys only"),
+        ({"api_key": "k", "base_url": "ftp://x"}, "KLING_BASE_URL"),
+    ],
+)
+def test_credentials_that_cannot_work_are_an_error(given_settings: dict[str, str], says: str) -> None:
+    with pytest.raises(InvalidSettings, match=says):
+        configure(given_settings)
+
+
+def test_credentials_are_in_no_repr() -> None:
+    assert "key" not in repr(V2.credentials).replace("ApiKey", "")
+    assert "Bearer" not in repr(V2.create(JOB, NOW_S))
+
+
+WORDS = st.sampled_from(["submitted", "processing", "succeeded", "succeed", "failed", "new", "", None, 3])
+VALUES: st.SearchStrategy[Any] = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+FIELDS = st.sampled_from(
+    ["id", "task_id", "status", "task_status", "outputs", "billing", "task_result", "task_info", "external_id",
+     "update_time", "updated_at", "message", "task_status_msg", "final_unit_deduction", "final_balance_deduction"]
+)  # fmt: skip
+BODIES = st.dictionaries(FIELDS, VALUES | WORDS, max_size=8)
+
+
+@settings(max_examples=500)
+@given(st.binary(max_size=80) | BODIES.map(lambda body: json.dumps(body).encode()))
+def test_whatever_arrives_a_reader_answers_a_value_or_one_of_our_errors(body: bytes) -> None:
+    for read in (
+        lambda: V2.read_callback(body),
+        lambda: V2.read_create(HttpAnswer(200, {}, body), 0),
+        lambda: V2.read_query(V2.queries([task("a", "1")], NOW_S)[0], HttpAnswer(200, {}, body), NOW_S),
+        lambda: V1.read_query(V1.queries([task("a")], NOW_S)[0], HttpAnswer(400, {}, body), NOW_S),
+    ):
+        try:
+            value = read()
+        except RelayError:
+            continue
+        if isinstance(value, Report):
+            moved = transition(task("a"), value, 1)
+            if moved is not None:
+                msgspec.json.encode(task_data(moved.task))  # what was read can be told

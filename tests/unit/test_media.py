@@ -1,0 +1,225 @@
+"""Preflight reads media as FFmpeg and Pillow do, from a few of their bytes."""
+
+import io
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from submitter.egress import guarded_client
+from submitter.errors import Problem
+from submitter.isobmff import Unreadable, read_movie, sniff
+from submitter.media import Medium, open_medium, probe
+from submitter.request import MediaFacts, MotionControl, check_media, check_request
+from submitter.sandbox.media import make_video
+from submitter.vendors.kling import LIMITS_V1, LIMITS_V2
+from tests.conftest import World
+
+
+def read(data: bytes) -> MediaFacts:
+    reading = read_movie(sniff(data[:32]) or "", len(data))
+    try:
+        offset, length = next(reading)
+        while True:
+            offset, length = reading.send(data[offset : offset + length])
+    except StopIteration as done:
+        facts: MediaFacts = done.value
+        return facts
+
+
+def remux(data: bytes, folder: Path, name: str, *, format: str = "mp4", **options: str) -> bytes:
+    """Write the same frames into another container, by FFmpeg."""
+    path = folder / name
+    with av.open(io.BytesIO(data), "r") as source, av.open(str(path), "w", format=format, options=options) as target:
+        streams = {stream.index: target.add_stream_from_template(stream) for stream in source.streams}
+        for packet in source.demux():
+            if packet.dts is not None:
+                packet.stream = streams[packet.stream_index]
+                target.mux(packet)
+    return path.read_bytes()
+
+
+VIDEO = make_video(4, 480, 360)
+
+
+@pytest.mark.parametrize(
+    ("format", "options"),
+    [
+        ("mp4", {}),
+        ("mp4", {"movflags": "+faststart"}),
+        ("mov", {}),
+        ("mp4", {"movflags": "frag_keyframe+empty_moov+default_base_moof"}),
+        ("mp4", {"movflags": "frag_keyframe+empty_moov"}),
+        ("mp4", {"movflags": "dash+frag_keyframe+empty_moov+global_sidx"}),
+        ("mp4", {"movflags": "frag_every_frame+empty_moov+omit_tfhd_offset"}),
+    ],
+)
+def test_size_and_duration_are_ffmpegs(tmp_path: Path, format: str, options: dict[str, str]) -> None:
+    data = remux(VIDEO, tmp_path, "a.bin", format=format, **options)
+    facts = read(data)
+    assert (facts.format, facts.width, facts.height) == (format, 480, 360)
+    assert facts.duration_s == pytest.approx(4.0, abs=0.1)
+
+
+def test_a_phones_rotation_is_applied() -> None:
+    data = bytearray(VIDEO)
+    at = data.index(b"tkhd", data.index(b"moov")) + 4 + 40
+    one = 1 << 16
+    turned = b"".join(value.to_bytes(4, "big", signed=True) for value in (0, one, 0, -one, 0, 0, 0, 0, 1 << 30))
+    data[at : at + 36] = turned
+    with av.open(io.BytesIO(bytes(data)), "r") as container:
+        assert abs(next(container.decode(video=0)).rotation) == 90
+    facts = read(bytes(data))
+    assert (facts.width, facts.height, facts.coded) == (360, 480, (360, 480))
+
+
+@pytest.mark.parametrize("keep", [0, 7, 40, 1000, len(VIDEO) // 2, len(VIDEO) - 10])
+def test_a_file_that_was_cut_off_is_unreadable(keep: int) -> None:
+    with pytest.raises(Unreadable):
+        read(VIDEO[:keep])
+
+
+@given(st.data())
+def test_whatever_the_bytes_a_value_or_unreadable(data: st.DataObject) -> None:
+    damaged = bytearray(VIDEO[VIDEO.index(b"moov") - 4 :])
+    for _ in range(data.draw(st.integers(1, 6))):
+        damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        facts = read(bytes(damaged))
+    except Unreadable:
+        return
+    assert facts.width is not None
+
+
+@pytest.mark.parametrize(
+    ("head", "name"),
+    [
+        (b"\x89PNG\r\n\x1a\n", "png"),
+        (b"\xff\xd8\xff\xe0", "jpeg"),
+        (b"GIF89a", "gif"),
+        (b"RIFF\0\0\0\0WEBP", "webp"),
+        (b"\x1aE\xdf\xa3", "webm or mkv"),
+        (b"\0\0\0\x18ftypheic", "heic"),
+        (b"\0\0\0\x14ftypqt  ", "mov"),
+        (b"\0\0\0\x08wide", "mov"),
+        (b"hello", None),
+        (b"", None),
+    ],
+)
+def test_a_format_is_told_by_content(head: bytes, name: str | None) -> None:
+    assert sniff(head) == name
+
+
+async def probed(path: Path) -> MediaFacts:
+    async with guarded_client(frozenset(), timeout_s=1) as client:
+        found = await probe(Medium("image", path=path), client)
+    assert found.facts is not None, found
+    return found.facts
+
+
+@pytest.mark.parametrize(("format", "name"), [("PNG", "png"), ("JPEG", "jpeg")])
+async def test_an_image_with_a_wrong_name_and_an_exif_turn_is_read_as_pillow_does(
+    tmp_path: Path, format: str, name: str
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by 90 degrees
+    path = tmp_path / "image.gif"
+    Image.new("RGB", (640, 400)).save(path, format, exif=exif)
+    facts = await probed(path)
+    assert facts.format == name
+    if format == "JPEG":
+        assert (facts.width, facts.height) == (400, 640)
+
+
+async def test_remote_media_are_read_by_a_few_ranges(world: World) -> None:
+    await world.start(receiver=False)
+    async with guarded_client(frozenset({"127.0.0.1"}), timeout_s=5) as client:
+        found = await probe(Medium("video", url=f"{world.hook_url}/files/dance.mp4"), client)
+    assert found.facts is not None
+    assert (found.facts.width, found.facts.height) == (480, 360)
+    assert found.facts.duration_s == pytest.approx(4, abs=0.1)
+
+
+def facts(**fields: Any) -> MediaFacts:
+    return MediaFacts(**{"format": "mp4", "bytes": 1000, "width": 1280, "height": 720, "duration_s": 5.0} | fields)
+
+
+IMAGE = MediaFacts("png", 1000, 720, 1280)
+
+
+@pytest.mark.parametrize(
+    ("video", "orientation", "field"),
+    [
+        (facts(duration_s=10.5), "image", "video.duration"),
+        (facts(duration_s=30.5), "video", "video.duration"),
+        (facts(duration_s=2.9), "video", "video.duration"),
+        (facts(width=339), "video", "video.size"),
+        (facts(width=3851), "video", "video.size"),
+        (facts(width=1280, coded=(300, 720)), "video", "video.size"),
+        (facts(bytes=100 * 1024 * 1024 + 1), "video", "video.bytes"),
+        (facts(format="webm or mkv"), "video", "video.format"),
+    ],
+)
+def test_a_video_outside_a_limit_is_named(video: MediaFacts, orientation: str, field: str) -> None:
+    request = MotionControl(image="i", video="v", character_orientation=orientation)
+    (problem,) = check_media(request, LIMITS_V2, IMAGE, video)
+    assert problem.field == field
+    assert problem.remedy
+
+
+@pytest.mark.parametrize(
+    ("image", "field"),
+    [
+        (MediaFacts("png", 1000, 299, 400), "image.size"),
+        (MediaFacts("png", 1000, 1001, 400), "image.aspect"),
+        (MediaFacts("png", 1000, 400, 1001), "image.aspect"),
+        (MediaFacts("webp", 1000, 400, 400), "image.format"),
+        (MediaFacts("jpeg", 50 * 1024 * 1024 + 1, 400, 400), "image.bytes"),
+    ],
+)
+def test_an_image_outside_a_limit_is_named(image: MediaFacts, field: str) -> None:
+    request = MotionControl(image="i", video="v", character_orientation="video")
+    (problem,) = check_media(request, LIMITS_V2, image, facts())
+    assert problem.field == field
+
+
+def test_the_edges_themselves_are_allowed() -> None:
+    request = MotionControl(image="i", video="v", character_orientation="image", prompt="x" * 2500)
+    edges = (MediaFacts("jpeg", 50 * 1024 * 1024, 1000, 400), facts(duration_s=10.004, width=340, height=3850))
+    assert check_request(request, LIMITS_V2) == []
+    assert check_media(request, LIMITS_V2, *edges) == []
+    (problem,) = check_media(request, LIMITS_V1, *edges)
+    assert problem.field == "image.bytes"  # the older API takes 10 MB
+    assert LIMITS_V2.image.max_aspect == Fraction(5, 2)
+
+
+def test_every_problem_is_told_at_once() -> None:
+    request = MotionControl(
+        image="i", video="v", character_orientation="sideways", mode="ultra", model="kling-v9", prompt="x" * 2501,
+        negative_prompt="no", element_id="e", external_task_id="", metadata={"a": "x" * 5000},
+    )  # fmt: skip
+    fields = [problem.field for problem in check_request(request, LIMITS_V2)]
+    assert fields == [
+        "character_orientation", "mode", "model", "prompt", "negative_prompt",
+        "element_id", "element_id", "element_id", "external_task_id", "metadata",
+    ]  # fmt: skip
+
+
+def test_base64_is_an_image_with_or_without_a_prefix_and_never_a_video() -> None:
+    out = io.BytesIO()
+    Image.effect_noise((64, 64), 50).save(out, "PNG")
+    import base64
+
+    encoded = base64.b64encode(out.getvalue()).decode()
+    for value in (encoded, f"data:image/png;base64,{encoded}"):
+        medium = open_medium("image", value, inline=True)
+        assert isinstance(medium, Medium)
+        assert medium.inline == out.getvalue()
+        assert isinstance(open_medium("video", value, inline=False), Problem)
+    assert isinstance(open_medium("image", "nowhere.png", inline=True), Problem)
+    assert isinstance(open_medium("image", "ftp://x/y.png", inline=True), Problem)
