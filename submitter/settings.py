@@ -216,6 +216,11 @@ def _public_url(reader: Reader) -> str | None:
 def _vendors(reader: Reader) -> dict[str, VendorSettings]:
     reader.check_names(reader.table.get("vendor", {}), tuple(CONFIGURE), "vendor")
     vendors = {}
+    common = _Common(
+        reader.number("poll_after_s", None, least=0.01),
+        reader.number("abandon_after_s", None, least=1),
+        reader.number("parallel", None, least=1),
+    )
     for name, vendor in CONFIGURE.items():
         variables = {
             key: reader.secret(f"vendor.{name}.{key}", str(value)) or ""
@@ -235,21 +240,28 @@ def _vendors(reader: Reader) -> dict[str, VendorSettings]:
             reader.problems.extend(error.problems)
             continue
         if configured is not None:
-            vendors[name] = _vendor(reader, name, configured)
+            vendors[name] = _vendor(reader, name, configured, common)
     return vendors
 
 
-def _vendor(reader: Reader, name: str, vendor: Vendor) -> VendorSettings:
-    default = vendor.patience
-    after_s = reader.number("poll_after_s", None, vendor=name) or reader.number("poll_after_s", None)
-    abandon_after_s = reader.number("abandon_after_s", default.abandon_after_s) or default.abandon_after_s
-    silence, asking = default.silence, default.asking
+class _Common(msgspec.Struct, frozen=True):
+    """What a vendor's own table may override."""
+
+    poll_after_s: float | None
+    abandon_after_s: float | None
+    parallel: float | None
+
+
+def _vendor(reader: Reader, name: str, vendor: Vendor, common: _Common) -> VendorSettings:
+    usual = vendor.patience
+    after_s = reader.number("poll_after_s", common.poll_after_s, vendor=name, least=0.01)
+    parallel = reader.number("parallel", common.parallel, vendor=name, least=1)
+    silence, asking = usual.silence, usual.asking
     if after_s is not None:
         silence = Backoff(after_s, silence.factor, max(silence.max_s, after_s))
         asking = Backoff(min(asking.first_s, after_s), asking.factor, asking.max_s)
-    parallel = reader.number("parallel", None, vendor=name, least=1) or reader.number("parallel", None, least=1)
     return VendorSettings(
         vendor=vendor,
         parallel=None if parallel is None else int(parallel),
-        patience=Patience(silence, asking, abandon_after_s),
+        patience=Patience(silence, asking, common.abandon_after_s or usual.abandon_after_s),
     )

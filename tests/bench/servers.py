@@ -1,10 +1,12 @@
 """The servers that the benchmark compares, each a process of its own: `python -m tests.bench.servers NAME PORT DIR`."""
 
+import asyncio
 import base64
 import os
 import sqlite3
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +37,6 @@ def bare() -> Starlette:
 
 def transaction(directory: Path) -> Starlette:
     """Store each body in one fsynced transaction of its own, in a thread."""
-    import asyncio
-    from concurrent.futures import ThreadPoolExecutor
-
     db = sqlite3.connect(directory / "plain.db", isolation_level=None, check_same_thread=False)
     db.execute("PRAGMA journal_mode = WAL")
     db.execute("PRAGMA synchronous = FULL")
@@ -69,7 +68,8 @@ def receiver(directory: Path) -> Any:
 def environment(directory: Path) -> dict[str, str]:
     """The receiver's settings."""
     config = directory / "relay.toml"
-    config.touch()
+    if not config.exists():
+        config.write_text("")
     return {
         "KLING_RELAY_CONFIG": str(config),
         "KLING_RELAY_LEDGER": f"sqlite:///{directory / 'relay.db'}",
@@ -80,11 +80,11 @@ def environment(directory: Path) -> dict[str, str]:
     }
 
 
-def fill(path: Path, prefix: str, count: int) -> None:
-    """Put `count` submitted tasks into the ledger at `path`, as the submitter leaves them."""
+def fill(path: Path, prefix: str, count: int, status: TaskStatus = TaskStatus.SUBMITTED) -> None:
+    """Put `count` tasks into the ledger at `path`, as the submitter (or their end) leaves them."""
     from submitter.ledger.sqlite import SqliteLedger, _columns
 
-    SqliteLedger(path)
+    ledger = SqliteLedger(path)
     db = sqlite3.connect(path, isolation_level=None)
     now_ms = time.time_ns() // 1_000_000
     db.execute("BEGIN IMMEDIATE")
@@ -92,24 +92,25 @@ def fill(path: Path, prefix: str, count: int) -> None:
         task = Task(
             external_task_id=f"{prefix}-{i}",
             vendor="kling",
-            status=TaskStatus.SUBMITTED,
+            status=status,
             created_at_ms=now_ms,
             updated_at_ms=now_ms,
             patience=PATIENCE,
             task_id=str(893605946402811985 + i),
             sequence=1,
-            poll_at_ms=now_ms + 900_000,
+            poll_at_ms=now_ms + 900_000 if status is TaskStatus.SUBMITTED else None,
             request={"image": "https://example.com/girl.png", "video": "https://example.com/dance.mp4"},
             metadata={"order": str(i)},
         )
-        id, status, is_open, poll_at_ms, doc = _columns(task)
+        id, word, is_open, poll_at_ms, doc = _columns(task)
         db.execute(
             "INSERT INTO tasks (external_task_id, vendor, status, is_open, created_at_ms, poll_at_ms, doc)"
             " VALUES (?, 'kling', ?, ?, ?, ?, ?)",
-            (id, status, is_open, now_ms, poll_at_ms, doc),
+            (id, word, is_open, now_ms, poll_at_ms, doc),
         )
     db.execute("COMMIT")
     db.close()
+    asyncio.run(ledger.close())
 
 
 def callbacks(prefix: str, count: int, first: int = 0) -> list[bytes]:

@@ -28,7 +28,7 @@ def loaded_by(module: str) -> set[str]:
 
 def test_importing_the_app_loads_no_client_sdk_command_line_or_sandbox() -> None:
     loaded = loaded_by("receiver.app")
-    forbidden = {"httpx", "httpcore", "click", "boto3", "obstore", "av", "imagesize", "uvicorn", "rich", "cryptography"}
+    forbidden = {"httpx", "httpcore", "click", "boto3", "obstore", "av", "imagesize", "uvicorn", "cryptography"}
     assert not loaded & forbidden
     assert not {name for name in loaded if name.startswith(("submitter.sandbox", "receiver.worker", "receiver.cli"))}
 

@@ -1,0 +1,221 @@
+"""`make bench`: the figures of the README, side by side in one run. Medians over interleaved rounds."""
+
+import argparse
+import asyncio
+import os
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import uvloop
+
+from submitter.sandbox.media import make_image, make_video
+from submitter.task import TaskStatus
+from tests.bench import servers
+from tests.bench.load import Load, drip, flood
+
+ROUNDS = 5
+TASKS = 4000
+
+
+@contextmanager
+def served(name: str, directory: Path) -> Iterator[tuple[int, int]]:
+    """Run one of the servers; yield its port and process id."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with (directory / f"{name}.log").open("w") as log:
+        arguments = [sys.executable, "-m", "tests.bench.servers", name, str(port), str(directory)]
+        process = subprocess.Popen(arguments, stderr=log)
+        try:
+            deadline = time.monotonic() + 30
+            while True:
+                try:
+                    socket.create_connection(("127.0.0.1", port)).close()
+                    break
+                except OSError:
+                    if time.monotonic() > deadline or process.poll() is not None:
+                        raise RuntimeError((directory / f"{name}.log").read_text()) from None
+                    time.sleep(0.02)
+            yield port, process.pid
+        finally:
+            process.terminate()
+            process.wait()
+
+
+@contextmanager
+def folder() -> Iterator[Path]:
+    """A folder on the working directory's disk: /tmp may lie in memory."""
+    made = Path(tempfile.mkdtemp(dir=Path.cwd(), prefix=".bench-"))
+    try:
+        yield made
+    finally:
+        shutil.rmtree(made)
+
+
+def accept(name: str, *, ended: int = 0) -> tuple[Load, int]:
+    """Flood one server with verified callbacks of distinct tasks; return the load and its memory in KiB."""
+    with folder() as directory:
+        if name == "receiver":
+            if ended:
+                servers.fill(directory / "relay.db", "ended", ended, TaskStatus.SUCCEED)
+            servers.fill(directory / "relay.db", "b", TASKS)
+        requests = servers.callbacks("b", TASKS)
+        with served(name, directory) as (port, pid):
+            load = uvloop.run(flood("127.0.0.1", port, requests))
+            return load, memory_kib(pid)
+
+
+def steady(per_s: float, seconds: int = 6) -> Load:
+    """Send the receiver callbacks at a steady rate."""
+    count = int(per_s * seconds / 2)
+    with folder() as directory:
+        servers.fill(directory / "relay.db", "b", count)
+        requests = servers.callbacks("b", count)
+        with served("receiver", directory) as (port, _):
+            return uvloop.run(drip("127.0.0.1", port, requests, per_s))
+
+
+def memory_kib(pid: int) -> int:
+    """Return a process's resident memory."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1])
+    return 0
+
+
+def reach_hook(count: int = 100) -> list[float]:
+    """Return, in ms, the time from each callback's first byte sent to its event at an idle hook."""
+    arrived: dict[str, float] = {}
+
+    async def run(directory: Path) -> list[float]:
+        from starlette.applications import Starlette
+        from starlette.requests import Request
+        from starlette.responses import Response
+        from starlette.routing import Route
+
+        from submitter.sandbox.server import free_socket, listening
+
+        got = asyncio.Event()
+
+        async def hook(request: Request) -> Response:
+            arrived[str(len(arrived))] = time.perf_counter()
+            await request.body()
+            got.set()
+            return Response(status_code=204)
+
+        bound, url = free_socket()
+        (directory / "relay.toml").write_text(
+            f'[[hook]]\nname = "bench"\nurl = "{url}/events"\nsecret = "env:HOOK_SECRET"\n'
+        )
+        times = []
+        async with listening(Starlette(routes=[Route("/events", hook, methods=["POST"])]), bound):
+            with served("receiver", directory) as (port, _):
+                reader, writer = await asyncio.open_connection("127.0.0.1", port)
+                for request in servers.callbacks("b", count)[:count]:
+                    got.clear()
+                    begun = time.perf_counter()
+                    writer.write(request)
+                    await reader.readuntil(b"\r\n\r\n")
+                    await got.wait()
+                    times.append((arrived[str(len(arrived) - 1)] - begun) * 1000)
+                    await asyncio.sleep(0.05)  # idle between two
+                    while len(reader._buffer):  # type: ignore[attr-defined]
+                        await reader.read(1024)
+                writer.close()
+        return times
+
+    with folder() as directory:
+        servers.fill(directory / "relay.db", "b", count)
+        return asyncio.run(run(directory))
+
+
+def import_ms(code: str) -> float:
+    """Return the median of ten interpreter starts that run `code`."""
+    times = []
+    for _ in range(10):
+        begun = time.perf_counter()
+        subprocess.run([sys.executable, "-c", code], check=True)
+        times.append((time.perf_counter() - begun) * 1000)
+    return statistics.median(times)
+
+
+async def faults(count: int) -> dict[str, int]:
+    """Run `count` tasks through the sandbox with lost, repeated and reordered callbacks; check every promise."""
+    from receiver import log
+    from tests.conftest import World
+    from tests.road.test_road import run_many
+
+    log.quiet()
+    with folder() as directory:
+        (directory / "girl.png").write_bytes(make_image(400, 600))
+        (directory / "dance.mp4").write_bytes(make_video(4, 480, 360))
+        (directory / "world").mkdir()
+        world = World(directory / "world", directory)
+        async with world.stack:
+            return await run_many(world, count)
+
+
+def show_accept(loads: dict[str, list[Load]]) -> None:
+    """Print the table of accepted callbacks."""
+    bare = statistics.median(load.per_s for load in loads["bare"])
+    print(f"{'accepted callbacks, 64 connections':<44}{'per s':>8}{'ratio':>8}{'p50 ms':>9}{'p99 ms':>9}")
+    for name, found in loads.items():
+        per_s, p50, p99 = (statistics.median(getattr(load, field) for load in found) for field in ("per_s", "p50_ms", "p99_ms"))
+        bad = sum(load.bad for load in found)
+        print(f"{name:<44}{per_s:>8.0f}{per_s / bare:>8.2f}{p50:>9.1f}{p99:>9.1f}{f'  {bad} refused' if bad else ''}")
+
+
+def main() -> None:
+    """Measure, and print."""
+    parser = argparse.ArgumentParser(prog="make bench")
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--ended", type=int, default=1_000_000, help="ended tasks in the large ledger")
+    parser.add_argument("--tasks", type=int, default=1000, help="tasks through the faulty sandbox")
+    options = parser.parse_args()
+    print(f"{os.cpu_count()} processors, Python {sys.version.split()[0]}, medians of {options.rounds} rounds\n")
+
+    names = {"bare": "bare Starlette route that reads the body", "transaction": "one fsynced transaction per callback", "receiver": "receiver"}
+    loads: dict[str, list[Load]] = {label: [] for label in names.values()}
+    memory = []
+    for _ in range(options.rounds):
+        for name, label in names.items():
+            load, kib = accept(name)
+            loads[label].append(load)
+            if name == "receiver":
+                memory.append(kib)
+    loads = {"bare" if label == names["bare"] else label: found for label, found in loads.items()}
+    show_accept(loads)
+
+    load = steady(500)
+    print(f"\nreceiver at a steady 500/s: p50 {load.p50_ms:.1f} ms, p99 {load.p99_ms:.1f} ms, {load.bad} refused")
+    times = reach_hook()
+    print(f"from a callback to an idle hook: median {statistics.median(times):.1f} ms, p99 {max(sorted(times)[:99]):.1f} ms")
+    print(f"memory of the receiver after {2 * TASKS} callbacks: {statistics.median(memory) / 1024:.1f} MiB")
+
+    empty = import_ms("pass")
+    base = import_ms("import starlette.applications, starlette.routing, starlette.responses, structlog, msgspec") - empty
+    ours = import_ms("import receiver.app") - empty
+    print(f"import receiver.app: {ours:.0f} ms; starlette, structlog and msgspec themselves: {base:.0f} ms ({ours / base:.2f})")
+
+    if options.ended:
+        small = [accept("receiver")[0].per_s for _ in range(2)]
+        large = [accept("receiver", ended=options.ended)[0].per_s for _ in range(2)]
+        ratio = statistics.median(large) / statistics.median(small)
+        print(f"with {options.ended:,} ended tasks in the ledger: {ratio:.2f} times as many callbacks a second")
+
+    counts: dict[str, Any] = asyncio.run(faults(options.tasks))
+    print(f"\n{options.tasks} tasks, callbacks dropped, repeated and reordered (10 % each): all ended right, none twice")
+    print("  " + ", ".join(f"{name} {count}" for name, count in counts.items()))
+
+
+if __name__ == "__main__":
+    main()
