@@ -1,12 +1,14 @@
 """The commands that look at tasks and hooks."""
 
 import sys
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import click
 
-from receiver.cli import follow, print_json, print_table, run, with_ledger
+from receiver.cli import print_json, print_table, run, with_ledger
+from receiver.cli_submit import follow
 from receiver.hooks import Hook
 from receiver.settings import load_receiver_settings
 from submitter.clock import Clock
@@ -85,15 +87,13 @@ def tasks_show(external_task_id: str, as_json: bool) -> None:
 @tasks.command("wait")
 @click.argument("external_task_id")
 @click.option("--timeout", type=float, help="Seconds to wait at the most.")
-@click.option("--output", type=click.Path(), help="Save the result video here.")
+@click.option("--output", type=click.Path(path_type=Path), help="Save the result video here.")
 @AS_JSON
-def tasks_wait(external_task_id: str, timeout: float | None, output: str | None, as_json: bool) -> None:
+def tasks_wait(external_task_id: str, timeout: float | None, output: Path | None, as_json: bool) -> None:
     """Wait for a task's end; exit status 0 only for succeed."""
-    from pathlib import Path
-
     settings = load_settings()
     task = run(with_ledger(settings, lambda ledger: ledger.get(external_task_id)))
-    sys.exit(run(follow(settings, task, timeout, None if output is None else Path(output), as_json)))
+    sys.exit(run(follow(settings, task, timeout, output, as_json)))
 
 
 @tasks.command("retry")

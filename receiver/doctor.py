@@ -193,7 +193,7 @@ async def _callback(settings: ReceiverSettings, clock: Clock, url: str) -> Async
         reason = redact(str(error)) or type(error).__name__
         yield Finding("public URL", "fail", f"does not answer: {reason}", remedy)
         return
-    if right.status_code == 200 and right.text == '{"result":"test"}' and wrong.status_code == 404:
+    if right.status_code == 200 and right.headers.get("kling-relay-result") == "test" and wrong.status_code == 404:
         yield Finding("public URL", "ok", f"{url} reaches this receiver, with these keys")
         yield Finding("console test", "ok", f"for Kling's console: {test}")
     elif right.status_code in (401, 403, 404) and "problem+json" in right.headers.get("content-type", ""):

@@ -1,9 +1,10 @@
 """The only module that configures logging: structlog, JSON lines or a console."""
 
+import asyncio
 import logging
 import sys
 from collections.abc import Callable, MutableMapping
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 import structlog
@@ -21,7 +22,7 @@ def configure(style: str | None = None) -> None:
     processors: list[structlog.typing.Processor]
     factory: Callable[..., structlog.typing.WrappedLogger]
     if style == "json":
-        processors, factory = [_render_json], structlog.BytesLoggerFactory(sys.stderr.buffer)
+        processors, factory = [_render_json], _Lines
     else:
         processors = [
             structlog.processors.add_log_level,
@@ -52,6 +53,35 @@ def tell(story: structlog.typing.Processor) -> None:
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
         cache_logger_on_first_use=False,
     )
+
+
+class _Lines:
+    """Writes the lines of one turn of the event loop together: a write for each would cost more than the rest.
+
+    Without a running loop each line is written at once.
+    """
+
+    _waiting: ClassVar[list[bytes]] = []
+
+    def __init__(self, *names: object) -> None:
+        """Be any logger: none has a name here."""
+
+    def msg(self, line: bytes) -> None:
+        """Write `line`, soon."""
+        self._waiting.append(line)
+        if len(self._waiting) == 1:
+            try:
+                asyncio.get_running_loop().call_soon(self._flush)
+            except RuntimeError:
+                self._flush()
+
+    debug = info = warning = error = critical = msg
+
+    @classmethod
+    def _flush(cls) -> None:
+        lines, cls._waiting = cls._waiting, []
+        sys.stderr.buffer.write(b"\n".join([*lines, b""]))
+        sys.stderr.buffer.flush()
 
 
 def _render_json(logger: Any, method: str, event: MutableMapping[str, Any]) -> bytes:

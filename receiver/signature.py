@@ -59,9 +59,7 @@ def verify(secrets: Sequence[Secret], headers: Mapping[bytes, bytes], body: byte
     if not timestamp.isdigit() or len(timestamp) > 12 or abs(int(timestamp) - now_s) > TOLERANCE_S:
         raise SignatureInvalid(f"the callback was signed more than {TOLERANCE_S} s from now")
     signed = b"%s.%s.%s" % (id, timestamp, body)
-    expected = [
-        base64.b64encode(hmac_sha256(secret.key, signed)) for secret in secrets if secret.scheme == "v1"
-    ]
+    expected = [base64.b64encode(hmac_sha256(secret.key, signed)) for secret in secrets if secret.scheme == "v1"]
     for token in signatures.split(b" "):
         version, _, signature = token.partition(b",")
         if version == b"v1" and any(hmac.compare_digest(signature, good) for good in expected):

@@ -10,15 +10,20 @@ from typing import TYPE_CHECKING, Any
 from submitter.request import MotionControl
 
 if TYPE_CHECKING:
-    from submitter.submit import SubmittedTask, Submitter
+    from submitter.submit import Submitter
+    from submitter.watch import SubmittedTask
 
 __all__ = ["MotionControl", "SubmittedTask", "Submitter"]
 
 
 def __getattr__(name: str) -> Any:
     # The receiver imports this package too, and has no use for an HTTP client.
-    if name in ("Submitter", "SubmittedTask"):
-        from submitter import submit
+    if name == "Submitter":
+        from submitter.submit import Submitter
 
-        return getattr(submit, name)
+        return Submitter
+    if name == "SubmittedTask":
+        from submitter.watch import SubmittedTask
+
+        return SubmittedTask
     raise AttributeError(name)

@@ -1,27 +1,23 @@
 """The embedded ledger: one SQLite file, no server.
 
-One thread writes. It gathers whatever operations wait and commits them as one transaction, so
-that many callers share one fsync; each is answered after it. Statements are set-based (one step
-for a whole group): stepping row by row would hand the interpreter lock to and fro for each row.
-Readers have a connection of their own, which WAL lets read while the writer writes. Several
-processes may use one file; a busy file is waited for.
+Writes go through one thread (`group_commit`). Statements are set-based (one step for a whole
+group): stepping row by row would hand the interpreter lock to and fro for each row. Readers have
+a connection of their own, which WAL lets read while the writer writes. Several processes may use
+one file; a busy file is waited for.
 """
 
 import asyncio
 import hashlib
-import queue
 import sqlite3
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 
-from submitter.errors import LedgerUnavailable, RelayError, TaskNotFound
+from submitter.errors import LedgerUnavailable, TaskNotFound
 from submitter.event import Event, event_of
 from submitter.ledger.base import (
     Applied,
@@ -34,11 +30,11 @@ from submitter.ledger.base import (
     Route,
     Settlement,
 )
+from submitter.ledger.group_commit import GroupWriter, Operation, transaction
 from submitter.task import SETTLED, Decide, Task, TaskStatus, Transition
 
 BUSY_TIMEOUT_S = 30.0
 WATCH_S = 0.05  # how soon another process's commit is seen
-GROUP_MAX = 512
 ROUTE_MAX = 1000
 ROWS_PER_STEP = 64
 CHECKPOINT_PAGES = 8000  # 32 MB: pages that change again and again are written to the file once
@@ -67,17 +63,6 @@ FROM deliveries AS d JOIN events AS e ON e.seq = d.event_seq
 """
 
 
-class _Operation(msgspec.Struct):
-    """One waiting caller: either `run` or (`external_task_id`, `decide`)."""
-
-    future: "asyncio.Future[Any]"
-    loop: asyncio.AbstractEventLoop
-    run: Callable[[sqlite3.Connection], Any] | None = None
-    external_task_id: str = ""
-    decide: Decide | None = None
-    outcome: Any = None
-
-
 class SqliteLedger:
     """The `Ledger` protocol on one SQLite file."""
 
@@ -92,18 +77,19 @@ class SqliteLedger:
             raise LedgerUnavailable(
                 f"the ledger {self._path!r} cannot be opened ({error}); its folder must exist and be writable"
             ) from error
-        self._gathered: list[_Operation] = []
-        self._groups: queue.SimpleQueue[list[_Operation] | None] = queue.SimpleQueue()
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="ledger-read")
         self._committed: asyncio.Event | None = None
         self._closed = False
-        self._writer = threading.Thread(target=self._write_loop, name="ledger-write", daemon=True)
-        self._writer.start()
+        self._writer = GroupWriter(
+            self._write_connection, self._path, apply_all=_apply_all, on_commit=self._wake_waiters
+        )
 
     # -- the one door -------------------------------------------------------------------------
 
     async def apply(self, external_task_id: str, decide: Decide) -> Applied:
-        applied: Applied = await self._enqueue(external_task_id=external_task_id, decide=decide)
+        if self._closed:
+            raise LedgerUnavailable("the ledger is closed")
+        applied: Applied = await self._writer.submit(external_task_id=external_task_id, decide=decide)
         return applied
 
     async def reserve(self, task: Task, slots: int | None = None) -> Reserved | None:
@@ -325,9 +311,7 @@ class SqliteLedger:
         if self._closed:
             return
         self._closed = True
-        self._hand_over(len(self._gathered))
-        self._groups.put(None)  # the end
-        await asyncio.to_thread(self._writer.join)
+        await self._writer.close()
         await asyncio.to_thread(self._reader.shutdown)
         for connection in (self._write_connection, self._read_connection, self._watch_connection):
             connection.close()
@@ -335,8 +319,14 @@ class SqliteLedger:
     # -- the machinery ------------------------------------------------------------------------
 
     async def _write(self, run: Callable[[sqlite3.Connection], T]) -> T:
-        result: T = await self._enqueue(run=run)
+        if self._closed:
+            raise LedgerUnavailable("the ledger is closed")
+        result: T = await self._writer.submit(run=run)
         return result
+
+    def _wake_waiters(self) -> None:
+        if self._committed is not None:
+            self._committed.set()
 
     async def _read(self, run: Callable[[sqlite3.Connection], T]) -> T:
         if self._closed:
@@ -346,89 +336,11 @@ class SqliteLedger:
         except sqlite3.Error as error:
             raise LedgerUnavailable(f"the ledger {self._path!r} does not answer: {error}") from error
 
-    def _enqueue(
-        self,
-        *,
-        run: Callable[[sqlite3.Connection], Any] | None = None,
-        external_task_id: str = "",
-        decide: Decide | None = None,
-    ) -> "asyncio.Future[Any]":
-        if self._closed:
-            raise LedgerUnavailable("the ledger is closed")
-        loop = asyncio.get_running_loop()
-        future = loop.create_future()
-        if not self._gathered:
-            loop.call_soon(self._hand_over)
-        self._gathered.append(_Operation(future, loop, run, external_task_id, decide))
-        return future
-
-    def _hand_over(self, seen: int = 0) -> None:
-        """Give the writer what was gathered, once the loop has no more callers ready.
-
-        A writer that wakes for each operation would fight the loop for the interpreter lock,
-        and commit groups of one.
-        """
-        if seen < len(self._gathered) < GROUP_MAX:
-            asyncio.get_running_loop().call_soon(self._hand_over, len(self._gathered))
-        elif self._gathered:
-            self._groups.put(self._gathered)
-            self._gathered = []
-
-    def _write_loop(self) -> None:
-        stopping = False
-        while not stopping:
-            group: list[_Operation] = []
-            gathered = self._groups.get()
-            while gathered is not None:
-                group += gathered
-                if len(group) >= GROUP_MAX or self._groups.empty():
-                    break
-                gathered = self._groups.get()
-            stopping = gathered is None
-            if group:
-                self._commit(group)
-                self._answer(group)
-
-    def _commit(self, group: list[_Operation]) -> None:
-        try:
-            with _transaction(self._write_connection) as db:
-                for operation in group:
-                    if operation.run is not None:
-                        operation.outcome = _outcome(operation.run, db)
-                _apply_all(db, [operation for operation in group if operation.decide is not None])
-        except Exception as error:  # noqa: BLE001 - whatever it is, its caller is told and the thread lives
-            if len(group) > 1:  # one that cannot be stored must not take the others with it
-                for operation in group:
-                    self._commit([operation])
-            elif isinstance(error, sqlite3.Error):
-                group[0].outcome = LedgerUnavailable(f"the ledger {self._path!r} cannot be written: {error}")
-            else:
-                group[0].outcome = error
-
-    def _answer(self, group: list[_Operation]) -> None:
-        by_loop: dict[asyncio.AbstractEventLoop, list[_Operation]] = {}
-        for operation in group:
-            by_loop.setdefault(operation.loop, []).append(operation)
-        for loop, operations in by_loop.items():
-            try:
-                loop.call_soon_threadsafe(self._resolve, operations)
-            except RuntimeError:  # the loop ended while we wrote: nobody waits any more
-                continue
-
-    def _resolve(self, operations: list[_Operation]) -> None:
-        for operation in operations:
-            if operation.future.done():
-                continue
-            if isinstance(operation.outcome, Exception):
-                operation.future.set_exception(operation.outcome)
-            else:
-                operation.future.set_result(operation.outcome)
-        if self._committed is not None:
-            self._committed.set()
-
 
 def _connect(path: str) -> sqlite3.Connection:
-    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=BUSY_TIMEOUT_S, cached_statements=512)
+    connection = sqlite3.connect(
+        path, isolation_level=None, check_same_thread=False, timeout=BUSY_TIMEOUT_S, cached_statements=512
+    )
     connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
@@ -436,22 +348,10 @@ def _connect(path: str) -> sqlite3.Connection:
     return connection
 
 
-@contextmanager
-def _transaction(db: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
-    db.execute("BEGIN IMMEDIATE")
-    try:
-        yield db
-        db.execute("COMMIT")
-    except BaseException:
-        if db.in_transaction:
-            db.execute("ROLLBACK")
-        raise
-
-
 def _migrate(db: sqlite3.Connection) -> None:
     script = resources.files("submitter.ledger").joinpath("schema.sql").read_text()
     migrations = script.split("-- migration ")[1:]
-    with _transaction(db):  # so that of several processes that start at once one migrates
+    with transaction(db):  # so that of several processes that start at once one migrates
         version = db.execute("PRAGMA user_version").fetchone()[0]
         if version > len(migrations):
             raise LedgerUnavailable(
@@ -467,14 +367,7 @@ def _migrate(db: sqlite3.Connection) -> None:
         db.execute(f"PRAGMA user_version = {len(migrations)}")
 
 
-def _outcome(run: Callable[[sqlite3.Connection], Any], db: sqlite3.Connection) -> Any:
-    try:
-        return run(db)
-    except RelayError as error:
-        return error
-
-
-def _apply_all(db: sqlite3.Connection, operations: list[_Operation]) -> None:
+def _apply_all(db: sqlite3.Connection, operations: list[Operation]) -> None:
     if not operations:
         return
     ids = msgspec.json.encode([operation.external_task_id for operation in operations]).decode()
@@ -504,7 +397,7 @@ def _execute_rows(db: sqlite3.Connection, sql: str, rows: Sequence[tuple[Any, ..
         db.execute(sql.format(rows=", ".join([row] * len(chunk))), [value for values in chunk for value in values])
 
 
-def _decide(operation: _Operation, tasks: Mapping[str, Task]) -> Applied | Exception:
+def _decide(operation: Operation, tasks: Mapping[str, Task]) -> Applied | Exception:
     task = tasks.get(operation.external_task_id)
     if task is None:
         return TaskNotFound(operation.external_task_id)

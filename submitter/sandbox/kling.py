@@ -13,7 +13,7 @@ import json
 import time
 from collections import Counter
 from decimal import ROUND_HALF_UP, Decimal
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 import structlog
@@ -55,6 +55,11 @@ class Job:
         self.has_url = True
         self.queries = 0
         self.callbacks: list[str] = []
+
+
+class _Callback(NamedTuple):
+    status: str
+    body: bytes
 
 
 class KlingSandbox:
@@ -270,7 +275,7 @@ class KlingSandbox:
     # -- the life of a task -------------------------------------------------------------------
 
     async def _run(self, job: Job, image: bytes, video: bytes) -> None:
-        held: list[bytes] = []
+        held: list[_Callback] = []
         reordered = self._dice.falls(self.faults.reorder)
         rendering = asyncio.create_task(self._render(job, image, video))
         await self._tell(job, held, hold=False)
@@ -313,34 +318,35 @@ class KlingSandbox:
             self._rendered[key] = asyncio.ensure_future(rendering)
         return await asyncio.shield(self._rendered[key])
 
-    async def _tell(self, job: Job, held: list[bytes], *, hold: bool) -> None:
+    async def _tell(self, job: Job, held: list["_Callback"], *, hold: bool) -> None:
         """Send the callback of the task's present status, and those that were held back for it."""
         url = job.asked["callback_url"]
         if not url:
             return
         body = json.dumps(self._element(job) if job.wire == 2 else self._callback_v1(job)).encode()
+        told = _Callback(job.status, body)
         if hold:
-            held.append(body)
+            held.append(told)
             return
-        for content in (body, *held):
+        for status, content in (told, *held):
             if self._dice.falls(self.faults.drop):
                 self.counts["callbacks_dropped"] += 1
                 continue
             for _ in range(2 if self._dice.falls(self.faults.repeat) else 1):
                 if self.faults.delay_s:
                     await asyncio.sleep(self.faults.delay_s)
-                await self._post(job, url, content, self._signed(content))
+                await self._post(job, status, url, content, self._signed(content))
             if self._dice.falls(self.faults.forge):
-                await self._forge(job, url, content)
+                await self._forge(job, status, url, content)
         held.clear()
 
-    async def _forge(self, job: Job, url: str, content: bytes) -> None:
-        false = content.replace(job.status.encode(), b"failed")
+    async def _forge(self, job: Job, status: str, url: str, content: bytes) -> None:
+        false = content.replace(status.encode(), b"failed")
         last = "A" if url[-1] != "A" else "B"
-        await self._post(job, url[:-1] + last, false, self._signed(false))
+        await self._post(job, "forged", url[:-1] + last, false, self._signed(false))
         if self.secret:
             headers = self._signed(false) | {"webhook-signature": "v1," + base64.b64encode(bytes(32)).decode()}
-            await self._post(job, url, false, headers)
+            await self._post(job, "forged", url, false, headers)
 
     def _signed(self, content: bytes) -> dict[str, str]:
         headers = {"content-type": "application/json"}
@@ -351,13 +357,13 @@ class KlingSandbox:
         signature = base64.b64encode(hmac.digest(key, f"{id}.{timestamp}.".encode() + content, "sha256")).decode()
         return headers | {"webhook-id": id, "webhook-timestamp": timestamp, "webhook-signature": f"v1,{signature}"}
 
-    async def _post(self, job: Job, url: str, content: bytes, headers: dict[str, str]) -> None:
+    async def _post(self, job: Job, status: str, url: str, content: bytes, headers: dict[str, str]) -> None:
         self.counts["callbacks"] += 1
         try:
             answer = await self._client.post(url, content=content, headers=headers)
-            job.callbacks.append(f"{job.status}:{answer.status_code}")
+            job.callbacks.append(f"{status}:{answer.status_code}")
         except httpx.HTTPError as error:  # Kling documents no retry, so there is none
-            job.callbacks.append(f"{job.status}:{type(error).__name__}")
+            job.callbacks.append(f"{status}:{type(error).__name__}")
 
     # -- what is said of a task ---------------------------------------------------------------
 

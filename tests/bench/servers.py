@@ -30,7 +30,7 @@ def bare() -> Starlette:
 
     async def endpoint(request: Request) -> Response:
         await request.body()
-        return Response(b'{"result":"applied"}', media_type="application/json")
+        return Response(headers={"kling-relay-result": "applied"})
 
     return Starlette(routes=[Route("/callbacks/{vendor}/{id}/{token}", endpoint, methods=["POST"])])
 
@@ -52,7 +52,7 @@ def transaction(directory: Path) -> Starlette:
         body = await request.body()
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(executor, store, request.path_params["id"], body)
-        return Response(b'{"result":"applied"}', media_type="application/json")
+        return Response(headers={"kling-relay-result": "applied"})
 
     return Starlette(routes=[Route("/callbacks/{vendor}/{id}/{token}", endpoint, methods=["POST"])])
 
@@ -155,7 +155,9 @@ def main() -> None:
     """Serve one of them."""
     name, port, directory = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
     app: Any = bare() if name == "bare" else {"transaction": transaction, "receiver": receiver}[name](directory)
-    uvicorn.run(app, host="127.0.0.1", port=port, log_level="error", access_log=False, server_header=False, proxy_headers=False)
+    uvicorn.run(
+        app, host="127.0.0.1", port=port, log_level="error", access_log=False, server_header=False, proxy_headers=False
+    )
 
 
 if __name__ == "__main__":

@@ -143,10 +143,14 @@ class LedgerSuite:
         for i in range(20):
             await succeed(ledger, f"t{i}")
         ends = Route("ends", frozenset({"task.succeed"}), "t2", 100)
-        claims = await asyncio.gather(*(which.claim_deliveries([ALL, ends], NOW, 1000) for which in (ledger, other) * 3))
+        claims = await asyncio.gather(
+            *(which.claim_deliveries([ALL, ends], NOW, 1000) for which in (ledger, other) * 3)
+        )
         got = [(found.hook, found.event.id) for claim in claims for found in claim.items]
         assert len(got) == len(set(got)) == 60
-        assert {found.event.type for claim in claims for found in claim.items if found.hook == "ends"} == {"task.succeed"}
+        assert {found.event.type for claim in claims for found in claim.items if found.hook == "ends"} == {
+            "task.succeed"
+        }
 
     async def test_a_hook_without_room_gets_nothing_and_delays_no_other(self, opened: Open) -> None:
         ledger = opened()
@@ -239,7 +243,9 @@ class LedgerSuite:
         def send(sender: str) -> Callable[[Task], Transition | None]:
             return lambda current: transition(current, Sending(sender, NOW + 1000), NOW)
 
-        answers = await asyncio.gather(*(which.apply("a", send(f"s{i}")) for i, which in enumerate((ledger, other) * 4)))
+        answers = await asyncio.gather(
+            *(which.apply("a", send(f"s{i}")) for i, which in enumerate((ledger, other) * 4))
+        )
         assert sum(answer.transition is not None for answer in answers) == 1
 
     async def test_two_workers_deliver_everything_at_least_once(self, opened: Open) -> None:

@@ -3,9 +3,9 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -16,8 +16,8 @@ from receiver.destinations.base import Destination
 from receiver.destinations.http import read_retry_after
 from receiver.hooks import Hook
 from submitter.sandbox.server import free_socket, listening
-from tests.conftest import Inbox
 from tests.conformance.destinations import NOW_S, DestinationSuite, event
+from tests.conftest import Inbox
 
 
 class HttpPeer:

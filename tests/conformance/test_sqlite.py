@@ -123,5 +123,5 @@ def test_a_ledger_of_a_newer_version_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("url", ["mysql://x", "sqlite://", "sqlite:///", "relay.db", ""])
 def test_a_wrong_url_is_an_error_that_names_the_remedy(url: str) -> None:
-    with pytest.raises(InvalidSettings, match="sqlite:///relay.db"):
+    with pytest.raises(InvalidSettings, match=r"sqlite:///relay\.db"):
         open_ledger(url)

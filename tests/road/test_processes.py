@@ -104,7 +104,7 @@ async def test_a_user_follows_the_readme(world: World, tmp_path: Path) -> None:
         async with httpx.AsyncClient(trust_env=False) as client:
             metrics = (await client.get(f"{url}/metrics")).text
         assert 'kling_relay_callbacks_total{result="applied",vendor="kling"}' in metrics
-        assert 'kling_relay_polls_total{' not in metrics
+        assert "kling_relay_polls_total{" not in metrics
 
 
 async def test_without_a_public_url_submit_names_no_callback_and_that_works(world: World) -> None:

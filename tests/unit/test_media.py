@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import av
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -146,7 +147,7 @@ async def test_remote_media_are_read_by_a_few_ranges(world: World) -> None:
 
 
 def facts(**fields: Any) -> MediaFacts:
-    return MediaFacts(**{"format": "mp4", "bytes": 1000, "width": 1280, "height": 720, "duration_s": 5.0} | fields)
+    return msgspec.structs.replace(MediaFacts("mp4", 1000, 1280, 720, duration_s=5.0), **fields)
 
 
 IMAGE = MediaFacts("png", 1000, 720, 1280)
