@@ -237,6 +237,7 @@ class _Callbacks:
         if task.task_id is not None and task.task_id != report.task_id:
             return await self._keep(vendor, id, body, f"it is about the vendor's task {report.task_id}", now_ms)
         if applied.transition is None:
+            log.info("callback.unchanged", vendor=vendor, external_task_id=id, status=report.status.value)
             return "unchanged"
         if applied.transition.event_type is None:
             log.info("callback.doubted", vendor=vendor, external_task_id=id, status=report.status.value)

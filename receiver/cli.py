@@ -42,7 +42,7 @@ class Cli(click.Group):
 )
 @click.version_option(package_name="kling-relay")
 def main() -> None:
-    r"""Submit Kling Motion Control tasks, receive their callbacks, and tell your hooks.
+    """Submit Kling Motion Control tasks, receive their callbacks, and tell your hooks.
 
     \b
     First steps:
@@ -92,7 +92,7 @@ async def with_ledger(settings: Settings, work: Callable[[Ledger], Awaitable[T]]
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
 @click.option("--port", default=8080, show_default=True, help="The port to listen on.")
 def serve(host: str, port: int) -> None:
-    r"""Receive callbacks, tell hooks, poll the silent.
+    """Receive callbacks, tell hooks, poll the silent.
 
     \b
     Put a proxy with TLS before it, and its URL in KLING_RELAY_PUBLIC_URL:
@@ -161,7 +161,7 @@ async def _work(which: str, once: bool) -> int:
 @click.option("--secret", help="Sign callbacks with this whsec_ secret.")
 @click.option("--fault", "faults", multiple=True, metavar="NAME=VALUE", help="Turn a fault on; see below.")
 def sandbox(host: str, port: int, pace: float, slots: int, secret: str | None, faults: tuple[str, ...]) -> None:
-    r"""Run Kling's stand-in, offline: both generations of its API, and its faults.
+    """Run Kling's stand-in, offline: both generations of its API, and its faults.
 
     \b
       kling-relay sandbox --fault drop=0.1 --fault create_5xx=0.2
@@ -228,7 +228,7 @@ def keys() -> None:
 )
 @click.option("--rotate", is_flag=True, help="Put the new key before those in KLING_RELAY_KEYS, which still verify.")
 def keys_new(purpose: str, rotate: bool) -> None:
-    r"""Print a new key as a line for your environment.
+    """Print a new key as a line for your environment.
 
     \b
       kling-relay keys new >> .env

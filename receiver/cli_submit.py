@@ -66,7 +66,7 @@ def submit(
     as_json: bool,
     **rest: Any,
 ) -> None:
-    r"""Send one task.
+    """Send one task.
 
     \b
       kling-relay submit --image girl.png --video https://example.com/dance.mp4 \\

@@ -34,7 +34,7 @@ def tasks() -> None:
 @click.option("--before", metavar="ID", help="Continue behind this task.")
 @AS_JSON
 def tasks_list(status: str | None, vendor: str | None, limit: int, before: str | None, as_json: bool) -> None:
-    r"""List tasks, the newest first.
+    """List tasks, the newest first.
 
     \b
       kling-relay tasks list --status failed --json

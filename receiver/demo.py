@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import sys
 import time
 from collections.abc import MutableMapping
 from contextlib import AsyncExitStack
@@ -54,6 +55,9 @@ class _Story:
             case "task.changed" if event.get("source") == "callback":
                 self.counts["callbacks"] += 1
                 self.say("receiver", f"callback verified and stored: {event['status']}")
+            case "callback.unchanged":
+                self.counts["callbacks"] += 1
+                self.say("receiver", f"callback verified: {event['status']}, which is known already")
             case "task.changed" if event.get("source") == "poll":
                 self.counts["polls"] += 1
             case "task.changed":
@@ -129,7 +133,8 @@ async def run_demo(directory: Path) -> int:
     )
     click.echo(f"Kept in {directory}/: relay.db (the ledger), relay.toml (the hook), media/ (the uploads).")
     ledger = f"KLING_RELAY_LEDGER=sqlite:///{directory / 'relay.db'}"
-    click.echo(f"Try next: {ledger} kling-relay tasks show {done.external_task_id}")
+    command = sys.argv[0] if Path(sys.argv[0]).name == "kling-relay" else "kling-relay"
+    click.echo(f"Try next: {ledger} {command} tasks show {done.external_task_id}")
     click.echo("Then, with a Kling key, the README's quickstart.")
     return 0
 

@@ -109,7 +109,12 @@ class Creator:
                 backoff = SLOT_BACKOFF if refusal.http_status == 429 else OUTAGE_BACKOFF
                 delay_s = refusal.retry_after_s or backoff.delay_s(attempt, self._clock.chance())
                 attempt += 1
-                log.info("create.waits", external_task_id=task.external_task_id, delay_s=delay_s, reason=str(refusal))
+                log.warning(
+                    "create.waits",
+                    external_task_id=task.external_task_id,
+                    delay_s=round(delay_s, 1),
+                    reason=str(refusal),
+                )
                 await self._slot_or_delay(task.vendor, delay_s)
 
     async def _request_or_refusal(self, task: Task, make: MakeRequest) -> HttpRequest:

@@ -79,9 +79,9 @@ class GuardedTransport(httpx.AsyncBaseTransport):
         addresses = await self._resolve(host, request.url.port or (443 if request.url.scheme == "https" else 80))
         public = [address for address in addresses if is_public(address)]
         if not public:
+            where = "is" if addresses == [host] else f"leads to {', '.join(addresses) or 'no address'},"
             raise AddressForbidden(
-                f"{host} leads to {', '.join(addresses) or 'no address'}, inside a private network; "
-                f"add {host} to KLING_RELAY_ALLOW_HOSTS to allow it"
+                f"{host} {where} inside a private network; add {host} to KLING_RELAY_ALLOW_HOSTS to allow it"
             )
         failure: httpx.ConnectError | None = None
         for address in public:

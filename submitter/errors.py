@@ -121,7 +121,8 @@ class VendorRefused(RelayError):
     """The vendor surely did not do what was asked; a create made no task and costs nothing.
 
     `retryable` tells whether the same request can succeed later without a person acting;
-    `retry_after_s` is the vendor's own wish in seconds, where it stated one.
+    `retry_after_s` is the vendor's own wish in seconds, where it stated one. An `http_status` of
+    0 means that it was not reached at all.
     """
 
     status = 502

@@ -39,7 +39,10 @@ class DirectoryStore:
 
     async def publish(self, path: Path, sha256: str, format: str) -> str:
         name = f"{sha256}.{format}"
-        await asyncio.to_thread(self._copy, path, self._directory / name)
+        try:
+            await asyncio.to_thread(self._copy, path, self._directory / name)
+        except OSError as error:
+            raise _problem(str(self._directory), str(error), "Make the directory writable.") from error
         token = mint(self._ring, "media", name, int(self._clock.now_s()) + URL_LIVES_S)
         return f"{self._public_url.rstrip('/')}/media/{name}/{token}"
 
@@ -55,18 +58,24 @@ class DirectoryStore:
 class ObjectStore:
     """A bucket, through obstore; credentials come from the environment, as its cloud's tools read them."""
 
-    def __init__(self, store: Any) -> None:
+    def __init__(self, store: Any, url: str) -> None:
         self._store = store
+        self._url = url
 
     async def publish(self, path: Path, sha256: str, format: str) -> str:
         import obstore
+        from obstore.exceptions import BaseError
 
         key = f"kling-relay/{sha256}.{format}"
         try:
-            await obstore.head_async(self._store, key)
-        except FileNotFoundError:
-            await obstore.put_async(self._store, key, path, attributes={"Content-Type": f"video/{format}"})
-        return str(await obstore.sign_async(self._store, "GET", key, timedelta(seconds=URL_LIVES_S)))
+            try:
+                await obstore.head_async(self._store, key)
+            except FileNotFoundError:
+                await obstore.put_async(self._store, key, path, attributes={"Content-Type": f"video/{format}"})
+            return str(await obstore.sign_async(self._store, "GET", key, timedelta(seconds=URL_LIVES_S)))
+        except (BaseError, OSError) as error:
+            said = str(error).partition("\n")[0][:300]
+            raise _problem(self._url, said, "Check the bucket, its region and the credentials.") from error
 
 
 def open_media_store(url: str, *, public_url: str | None, ring: KeyRing | None, clock: Clock) -> MediaStore:
@@ -84,7 +93,7 @@ def open_media_store(url: str, *, public_url: str | None, ring: KeyRing | None, 
     except ImportError:
         raise _problem(url, "needs the extra `storage`", "Install it: pip install 'kling-relay[storage]'.") from None
     try:
-        return ObjectStore(from_url(url))
+        return ObjectStore(from_url(url), url)
     except Exception as error:
         raise _problem(url, str(error).splitlines()[0], "Use s3://bucket/prefix, gs://... or az://...") from error
 

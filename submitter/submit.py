@@ -231,6 +231,7 @@ class Submitter:
             has_callback=callback,
         )
         async with self._turn_of(request.vendor):  # whoever waits for a slot waits in line
+            is_queued = False
             while True:
                 mark = self._ledger.mark()
                 now_ms = self._clock.now_ms()
@@ -240,7 +241,11 @@ class Submitter:
                 reserved = await self._ledger.reserve(sending.task, vendor.parallel)
                 if reserved is not None:
                     break
-                log.info("submission.queued", external_task_id=prepared.external_task_id, parallel=vendor.parallel)
+                if not is_queued:
+                    is_queued = True
+                    log.warning(
+                        "submission.queued", external_task_id=prepared.external_task_id, parallel=vendor.parallel
+                    )
                 await self._ledger.changed(mark, None)
         if reserved.is_new:
             return reserved.task, False
@@ -251,6 +256,7 @@ class Submitter:
 
     async def _take_over(self, task: Task, sender: str) -> tuple[Task, bool]:
         """Return the task once its create was answered, or once the right to send it is ours."""
+        is_waiting = False
         while task.status in NOT_ANSWERED:
             mark = self._ledger.mark()
             task = await self._ledger.get(task.external_task_id)
@@ -261,7 +267,13 @@ class Submitter:
                     return applied, not task.refused
                 task = applied
             else:
-                log.info("submission.waiting", external_task_id=task.external_task_id, until_ms=task.sending_until_ms)
+                if not is_waiting:
+                    is_waiting = True
+                    log.warning(
+                        "submission.waiting",
+                        external_task_id=task.external_task_id,
+                        reason="another submitter holds this id; when it ends, or falls silent, this one goes on",
+                    )
                 await self._ledger.changed(mark, max(0.05, (task.sending_until_ms - now_ms) / 1000))
         return task, True
 

@@ -1,0 +1,171 @@
+"""The suites are proved: for each promise a ledger, or a destination, that breaks it, and the test that notices."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import msgspec
+import pytest
+
+from receiver.destinations.base import Outcome
+from submitter.event import Event
+from submitter.ledger.base import Applied, Claimed, Delivery, Quarantined, Reserved, Route, Settlement
+from submitter.ledger.sqlite import SqliteLedger
+from submitter.task import Decide, Task, TaskStatus
+from tests.conformance.destinations import DestinationSuite, Peer
+from tests.conformance.ledgers import LedgerSuite, Open
+
+
+class ReservesTwice(SqliteLedger):
+    async def reserve(self, task: Task, slots: int | None = None) -> Reserved | None:
+        found = await super().reserve(task, slots)
+        return None if found is None else Reserved(found.task, is_new=True)
+
+
+class IgnoresSlots(SqliteLedger):
+    async def reserve(self, task: Task, slots: int | None = None) -> Reserved | None:
+        return await super().reserve(task)
+
+
+class LosesEvents(SqliteLedger):
+    async def events(self, external_task_id: str) -> list[Event]:
+        return (await super().events(external_task_id))[:-1]
+
+
+class DecidesOnAnOldCopy(SqliteLedger):
+    async def apply(self, external_task_id: str, decide: Decide) -> Applied:
+        transition = decide(await self.get(external_task_id))
+        return await super().apply(external_task_id, lambda task: transition)
+
+
+class SwallowsErrors(SqliteLedger):
+    async def apply(self, external_task_id: str, decide: Decide) -> Applied:
+        try:
+            return await super().apply(external_task_id, decide)
+        except Exception:
+            return Applied(await self.get("a"), None)
+
+
+class ListsOldestFirst(SqliteLedger):
+    async def tasks(self, **options: Any) -> list[Task]:
+        return list(reversed(await super().tasks(**options)))
+
+
+class LeasesNoPoll(SqliteLedger):
+    async def claim_polls(self, now_ms: int, lease_ms: int, limit: int) -> Claimed[Task]:
+        return await super().claim_polls(now_ms, 0, limit)
+
+
+class LeasesNoDelivery(SqliteLedger):
+    async def claim_deliveries(self, routes: Sequence[Route], now_ms: int, lease_ms: int) -> Claimed[Delivery]:
+        return await super().claim_deliveries(routes, now_ms, 0)
+
+
+class IgnoresRoom(SqliteLedger):
+    async def claim_deliveries(self, routes: Sequence[Route], now_ms: int, lease_ms: int) -> Claimed[Delivery]:
+        roomy = [msgspec.structs.replace(route, room=99) for route in routes]
+        return await super().claim_deliveries(roomy, now_ms, lease_ms)
+
+
+class BelievesTheLate(SqliteLedger):
+    async def settle(self, delivery: Delivery, settlement: Settlement) -> bool:
+        current = (await self.deliveries(hook=delivery.hook, state=None, limit=99))[-1]
+        return await super().settle(msgspec.structs.replace(delivery, attempts=current.attempts), settlement)
+
+
+class ForgetsWhy(SqliteLedger):
+    async def settle(self, delivery: Delivery, settlement: Settlement) -> bool:
+        return await super().settle(delivery, msgspec.structs.replace(settlement, error=""))
+
+
+class NeverDisables(SqliteLedger):
+    async def settle(self, delivery: Delivery, settlement: Settlement) -> bool:
+        return await super().settle(delivery, msgspec.structs.replace(settlement, disable_target=None))
+
+
+class KeepsNoBytes(SqliteLedger):
+    async def quarantine(self, entry: Quarantined) -> None:
+        await super().quarantine(msgspec.structs.replace(entry, body=entry.body.replace(b"\xff", b"?")))
+
+
+class CountsTheDead(SqliteLedger):
+    async def counts(self) -> dict[str, int]:
+        ended = await self.tasks(status=TaskStatus.SUCCEED, limit=99)
+        return {**await super().counts(), "task.succeed": len(ended)}
+
+
+class SeesOnlyItself(SqliteLedger):
+    def mark(self) -> int:
+        return 0
+
+    async def changed(self, mark: int, timeout_s: float | None) -> None:
+        await super().changed(mark, min(timeout_s or 1, 1))
+
+
+LIARS = [
+    (ReservesTwice, "test_a_reservation_is_made_once"),
+    (IgnoresSlots, "test_slots_are_never_overbooked"),
+    (LosesEvents, "test_state_and_event_are_one"),
+    (DecidesOnAnOldCopy, "test_a_lease_to_send_is_held_by_one"),
+    (SwallowsErrors, "test_what_decide_raises_reaches_its_caller_alone"),
+    (ListsOldestFirst, "test_tasks_are_paged_newest_first"),
+    (LeasesNoPoll, "test_a_poll_is_claimed_by_one_until_its_lease_ends"),
+    (LeasesNoDelivery, "test_an_event_goes_once_to_each_hook_that_wants_it"),
+    (LeasesNoDelivery, "test_a_lost_delivery_is_claimed_again_and_the_late_end_of_the_first_counts_for_nothing"),
+    (IgnoresRoom, "test_a_hook_without_room_gets_nothing_and_delays_no_other"),
+    (BelievesTheLate, "test_a_lost_delivery_is_claimed_again_and_the_late_end_of_the_first_counts_for_nothing"),
+    (ForgetsWhy, "test_dead_letters_are_kept_listed_and_replayed"),
+    (NeverDisables, "test_a_hook_that_is_gone_is_disabled_until_it_is_replayed_or_moved"),
+    (KeepsNoBytes, "test_a_body_in_quarantine_is_kept_once_and_counted"),
+    (CountsTheDead, "test_counts_are_of_what_is_open"),
+    (SeesOnlyItself, "test_a_change_by_another_process_is_seen"),
+]
+
+
+@pytest.mark.parametrize(("liar", "promise"), LIARS, ids=lambda value: getattr(value, "__name__", ""))
+async def test_a_ledger_that_breaks_a_promise_is_caught(liar: type[SqliteLedger], promise: str, tmp_path: Path) -> None:
+    ledgers: list[SqliteLedger] = []
+
+    def opened() -> SqliteLedger:
+        ledgers.append(liar(tmp_path / "relay.db"))
+        return ledgers[-1]
+
+    with pytest.raises((AssertionError, pytest.fail.Exception, ValueError)):
+        await getattr(LedgerSuite(), promise)(cast(Open, opened))
+    for ledger in ledgers:
+        await ledger.close()
+
+
+class Liar:
+    """A peer, and a destination that says `delivered` of everything and sends nothing."""
+
+    def open(self, **settings: Any) -> "Liar":
+        return self
+
+    async def send(self, event: Event, now_s: float) -> Outcome:
+        return Outcome(True, "")
+
+    async def reach(self) -> str | None:
+        return None
+
+    async def close(self) -> None:
+        return None
+
+    def arrived(self) -> list[str]:
+        return []
+
+    def refuse(self, times: int) -> None:
+        return None
+
+    async def away(self) -> None:
+        return None
+
+    async def back(self) -> None:
+        return None
+
+
+@pytest.mark.parametrize("promise", [name for name in dir(DestinationSuite) if name.startswith("test_")])
+async def test_a_destination_that_sends_nothing_is_caught(promise: str) -> None:
+    peer: Peer = Liar()
+    with pytest.raises(AssertionError):
+        await getattr(DestinationSuite(), promise)(peer)
