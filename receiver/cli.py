@@ -175,7 +175,8 @@ def sandbox(host: str, port: int, pace: float, slots: int, secret: str | None, f
     try:
         from submitter.sandbox.app import create_sandbox
         from submitter.sandbox.faults import Faults
-        from submitter.sandbox.kling import API_KEY, KlingSandbox
+        from submitter.sandbox.kling import KlingSandbox
+        from submitter.sandbox.kling_wire import API_KEY
     except ImportError as error:
         raise click.ClickException(f"{error}. Install the sandbox: pip install 'kling-relay[sandbox]'") from error
     import uvicorn

@@ -28,7 +28,8 @@ from submitter.event import task_data
 from submitter.media import download
 from submitter.request import MotionControl
 from submitter.sandbox.app import create_sandbox
-from submitter.sandbox.kling import API_KEY, KlingSandbox
+from submitter.sandbox.kling import KlingSandbox
+from submitter.sandbox.kling_wire import API_KEY
 from submitter.sandbox.media import make_image, make_video
 from submitter.sandbox.server import free_socket, listening
 from submitter.submit import Submitter

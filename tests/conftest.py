@@ -25,7 +25,8 @@ from submitter.ledger.sqlite import SqliteLedger
 from submitter.request import MotionControl
 from submitter.sandbox.app import create_sandbox
 from submitter.sandbox.faults import Faults
-from submitter.sandbox.kling import ACCESS_KEY, API_KEY, SECRET_KEY, KlingSandbox
+from submitter.sandbox.kling import KlingSandbox
+from submitter.sandbox.kling_wire import ACCESS_KEY, API_KEY, SECRET_KEY
 from submitter.sandbox.media import make_image, make_video
 from submitter.sandbox.server import free_socket, listening
 from submitter.submit import Submitter

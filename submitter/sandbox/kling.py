@@ -12,7 +12,7 @@ import itertools
 import json
 import time
 from collections import Counter
-from decimal import ROUND_HALF_UP, Decimal
+from decimal import Decimal
 from typing import Any, NamedTuple
 
 import httpx
@@ -22,39 +22,23 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from submitter.sandbox.faults import Dice, Faults
+from submitter.sandbox.kling_wire import (
+    Job,
+    Refusal,
+    authenticate,
+    callback_v1,
+    created_v2,
+    element,
+    now_ms,
+    task_v1,
+    units,
+)
 from submitter.sandbox.media import Facts, NotMedia, inspect, render
 
-API_KEY = "sandbox-key"
-ACCESS_KEY, SECRET_KEY = "sandbox-access", "sandbox-secret"
 MEGABYTE = 1024 * 1024
-RATES = {("3.0", "720p"): "0.9", ("3.0", "1080p"): "1.2", ("2.6", "720p"): "0.5", ("2.6", "1080p"): "0.8"}
 V1 = "/v1/videos/motion-control"
 
 log = structlog.get_logger("sandbox")
-
-
-class Refusal(Exception):
-    """One row of the error table."""
-
-    def __init__(self, http_status: int, code: int, message: str) -> None:
-        self.http_status, self.code, self.message = http_status, code, message
-
-
-class Job:
-    """One task of the sandbox. `wire` is 1 or 2: the generation that made it."""
-
-    def __init__(self, id: str, wire: int, asked: dict[str, Any]) -> None:
-        self.id = id
-        self.wire = wire
-        self.asked = asked
-        self.status = "submitted"
-        self.message = ""
-        self.created_ms = self.updated_ms = _now_ms()
-        self.duration_s = 0.0
-        self.result = b""
-        self.has_url = True
-        self.queries = 0
-        self.callbacks: list[str] = []
 
 
 class _Callback(NamedTuple):
@@ -77,6 +61,7 @@ class KlingSandbox:
         self.pace_s = pace_s
         self.slots = slots
         self.secret = secret
+        self.base_url = ""
         self.jobs: dict[str, Job] = {}
         self.by_external: dict[str, Job] = {}
         self.counts: Counter[str] = Counter()
@@ -117,7 +102,7 @@ class KlingSandbox:
         async def guarded(request: Request) -> Response:
             request_id = f"sandbox-{next(self._ids)}"
             try:
-                _authenticate(request.headers.get("authorization", ""), jwt)
+                authenticate(request.headers.get("authorization", ""), jwt)
                 self.counts[handler.__name__.strip("_")] += 1
                 data = await handler(request)
                 return JSONResponse({"code": 0, "message": "", "request_id": request_id, "data": data})
@@ -147,7 +132,7 @@ class KlingSandbox:
             "prompt": (by_type.get("prompt") or [{}])[0].get("text", ""),
             "image": (by_type.get("image") or [{}])[0].get("url"),
             "video": (by_type.get("video") or [{}])[0].get("url"),
-            "elements": [element.get("element_id") for element in elements],
+            "elements": [one.get("element_id") for one in elements],
             "orientation": settings.get("character_orientation"),
             "sound": settings.get("audio", "original"),
             "resolution": settings.get("resolution", "720p"),
@@ -157,7 +142,7 @@ class KlingSandbox:
         }
         if asked["sound"] not in ("original", "off") or asked["resolution"] not in ("720p", "1080p"):
             raise Refusal(400, 1201, "audio must be original or off, resolution 720p or 1080p")
-        return _created_v2(await self._create(asked, 2, image_mb=50, image_max=None))
+        return created_v2(await self._create(asked, 2, image_mb=50, image_max=None))
 
     async def _create_v1(self, request: Request) -> dict[str, Any]:
         body = await _json(request)
@@ -165,8 +150,8 @@ class KlingSandbox:
         mode, sound = body.get("mode"), body.get("keep_original_sound", "yes")
         if model is None or mode not in ("std", "pro") or sound not in ("yes", "no"):
             raise Refusal(400, 1201, "model_name, mode or keep_original_sound is not valid")
-        elements = [element.get("element_id") for element in body.get("element_list") or []]
-        if not all(isinstance(element, int) for element in elements):
+        elements = [one.get("element_id") for one in body.get("element_list") or []]
+        if not all(isinstance(one, int) for one in elements):
             raise Refusal(400, 1201, "element_id must be a number")
         asked = {
             "model": model,
@@ -294,7 +279,7 @@ class KlingSandbox:
 
     def _turn(self, job: Job, status: str) -> None:
         job.status = status
-        job.updated_ms = max(_now_ms(), job.updated_ms + 1)
+        job.updated_ms = max(now_ms(), job.updated_ms + 1)
         log.info("sandbox.task", task_id=job.id, status=status)
 
     async def _render(self, job: Job, image: bytes, video: bytes) -> tuple[bytes, float]:
@@ -323,7 +308,7 @@ class KlingSandbox:
         url = job.asked["callback_url"]
         if not url:
             return
-        body = json.dumps(self._element(job) if job.wire == 2 else self._callback_v1(job)).encode()
+        body = json.dumps(element(job, self.base_url) if job.wire == 2 else callback_v1(job, self.base_url)).encode()
         told = _Callback(job.status, body)
         if hold:
             held.append(told)
@@ -367,62 +352,6 @@ class KlingSandbox:
 
     # -- what is said of a task ---------------------------------------------------------------
 
-    def _url(self, job: Job) -> str:
-        return f"{self.base_url}/results/{job.id}.mp4"
-
-    base_url = ""
-
-    def _element(self, job: Job) -> dict[str, Any]:
-        element: dict[str, Any] = {
-            "id": job.id,
-            "status": job.status,
-            "message": job.message,
-            "create_time": job.created_ms,
-            "update_time": job.updated_ms,
-            "external_id": job.asked["external_id"] or "",
-            "outputs": [],
-            "billing": [],
-        }
-        if job.status == "succeeded":
-            output = {"type": "video", "id": f"{job.id}-1", "duration": f"{job.duration_s:.3f}"}
-            if job.has_url:
-                output["url"] = self._url(job)
-            if job.asked["watermark"]:
-                output["watermark_url"] = f"{self._url(job)}?watermark=1"
-            element["outputs"] = [output]
-            element["billing"] = [{"charge_type": "unit", "amount": self._units(job), "package_type": "video"}]
-        return element
-
-    def _callback_v1(self, job: Job) -> dict[str, Any]:
-        body: dict[str, Any] = {
-            "task_id": job.id,
-            "task_status": "succeed" if job.status == "succeeded" else job.status,
-            "task_status_msg": job.message,
-            "created_at": job.created_ms,
-            "updated_at": job.updated_ms,
-            "task_info": {"external_task_id": job.asked["external_id"] or ""},
-            "task_result": {"images": [], "videos": []},
-        }
-        if job.status == "succeeded":
-            video = {"id": f"{job.id}-1", "duration": f"{job.duration_s:.1f}"}
-            if job.has_url:
-                video["url"] = self._url(job)
-            body["task_result"]["videos"] = [video]
-            body["final_unit_deduction"] = self._units(job)
-        return body
-
-    def _task_v1(self, job: Job) -> dict[str, Any]:
-        task = self._callback_v1(job)
-        task["watermark_info"] = {"enabled": job.asked["watermark"]}
-        if job.asked["watermark"]:
-            for video in task["task_result"]["videos"]:
-                video["watermark_url"] = f"{self._url(job)}?watermark=1"
-        return task
-
-    def _units(self, job: Job) -> str:
-        seconds = Decimal(str(job.duration_s)).quantize(Decimal(1), ROUND_HALF_UP)
-        return str(seconds * Decimal(RATES[job.asked["model"], job.asked["resolution"]]))
-
     # -- queries ------------------------------------------------------------------------------
 
     async def _query_v2(self, request: Request) -> list[dict[str, Any]]:
@@ -436,12 +365,12 @@ class KlingSandbox:
         found = [table[id] for id in ids if id in table]
         for job in found:
             job.queries += 1
-        return [self._element(job) for job in found]
+        return [element(job, self.base_url) for job in found]
 
     async def _list_v2(self, request: Request) -> dict[str, Any]:
         body = await _json(request)
-        start = int(body.get("start_time") or _now_ms() - 30 * 86_400_000)
-        end = int(body.get("end_time") or _now_ms() + 1)
+        start = int(body.get("start_time") or now_ms() - 30 * 86_400_000)
+        end = int(body.get("end_time") or now_ms() + 1)
         limit = min(int(body.get("limit") or 500), 500)
         wanted = {v for f in body.get("filters") or [] if f.get("key") == "status" for v in f.get("values", [])}
         rows = [
@@ -451,7 +380,7 @@ class KlingSandbox:
         page = rows[first : first + limit]
         more = first + limit < len(rows)
         return {
-            "result": [self._element(job) for job in page],
+            "result": [element(job, self.base_url) for job in page],
             "count": len(page),
             "next_cursor": str(first + limit) if more else "",
             "has_more": more,
@@ -463,7 +392,7 @@ class KlingSandbox:
         if job is None:
             raise Refusal(400, 1201, f"Task {id} not found")
         job.queries += 1
-        return self._task_v1(job)
+        return task_v1(job, self.base_url)
 
     async def _list_v1(self, request: Request) -> list[dict[str, Any]]:
         page, size = (
@@ -474,18 +403,18 @@ class KlingSandbox:
         newest = list(reversed(self.jobs.values()))[(page - 1) * size : page * size]
         for job in newest:
             job.queries += 1
-        return [self._task_v1(job) for job in newest]
+        return [task_v1(job, self.base_url) for job in newest]
 
     async def _costs(self, request: Request) -> dict[str, Any]:
         if not request.query_params.get("start_time") or not request.query_params.get("end_time"):
             raise Refusal(400, 1201, "start_time and end_time are required")
-        spent = sum((Decimal(self._units(job)) for job in self.jobs.values() if job.status == "succeeded"), Decimal(0))
+        spent = sum((Decimal(units(job)) for job in self.jobs.values() if job.status == "succeeded"), Decimal(0))
         pack = {
             "resource_pack_name": f"Sandbox-Video-10000Units-{self.slots}Con-1Months",
             "resource_pack_type": "decreasing_total",
             "total_quantity": "10000",
             "remaining_quantity": str(10000 - spent),
-            "invalid_time": _now_ms() + 30 * 86_400_000,
+            "invalid_time": now_ms() + 30 * 86_400_000,
             "status": "online",
         }
         return {"code": 0, "msg": "", "resource_pack_subscribe_infos": [pack]}
@@ -494,45 +423,9 @@ class KlingSandbox:
         job = self.jobs.get(request.path_params["id"])
         if job is None or not job.result:
             return JSONResponse({"code": "NoSuchKey"}, 404)
-        if _now_ms() - job.updated_ms > self.faults.expire_s * 1000:
+        if now_ms() - job.updated_ms > self.faults.expire_s * 1000:
             return JSONResponse({"code": "AccessDenied", "message": "Request has expired"}, 403)
         return Response(job.result, media_type="video/mp4")
-
-
-def _created_v2(job: Job) -> dict[str, Any]:
-    return {
-        "id": job.id,
-        "status": job.status,
-        "create_time": job.created_ms,
-        "update_time": job.updated_ms,
-        "external_id": job.asked["external_id"] or "",
-    }
-
-
-def _authenticate(authorization: str, jwt_is_taken: bool) -> None:
-    if not authorization:
-        raise Refusal(401, 1001, "Authorization is empty")
-    scheme, _, token = authorization.partition(" ")
-    if scheme != "Bearer":
-        raise Refusal(401, 1002, "Authorization is not valid")
-    if token == API_KEY:
-        return
-    parts = token.split(".")
-    if len(parts) != 3 or not jwt_is_taken:
-        raise Refusal(401, 1002, "Authorization is not valid")
-    try:
-        head, claims = (json.loads(_unbase64url(part)) for part in parts[:2])
-        good = hmac.digest(SECRET_KEY.encode(), f"{parts[0]}.{parts[1]}".encode(), "sha256")
-        is_signed = hmac.compare_digest(good, _unbase64url(parts[2])) and head["alg"] == "HS256"
-        issuer, expires, begins = claims["iss"], float(claims["exp"]), float(claims["nbf"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise Refusal(401, 1002, "Authorization is not valid") from error
-    if not is_signed or issuer != ACCESS_KEY:
-        raise Refusal(401, 1000, "signature is not valid")
-    if begins > time.time():
-        raise Refusal(401, 1003, "Authorization is not valid yet")
-    if expires < time.time():
-        raise Refusal(401, 1004, "Authorization has expired")
 
 
 async def _json(request: Request) -> dict[str, Any]:
@@ -543,11 +436,3 @@ async def _json(request: Request) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise Refusal(400, 1200, "the body is not an object")
     return body
-
-
-def _unbase64url(part: str) -> bytes:
-    return base64.urlsafe_b64decode(part + "=" * (-len(part) % 4))
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000
