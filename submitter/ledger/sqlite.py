@@ -19,6 +19,7 @@ import msgspec
 
 from submitter.errors import LedgerUnavailable, TaskNotFound
 from submitter.event import Event, event_of
+from submitter.ledger import sqlite_deliveries
 from submitter.ledger.base import (
     Applied,
     Claimed,
@@ -31,11 +32,11 @@ from submitter.ledger.base import (
     Settlement,
 )
 from submitter.ledger.group_commit import GroupWriter, Operation, transaction
+from submitter.ledger.sqlite_deliveries import read_event
 from submitter.task import SETTLED, Decide, Task, TaskStatus, Transition
 
 BUSY_TIMEOUT_S = 30.0
 WATCH_S = 0.05  # how soon another process's commit is seen
-ROUTE_MAX = 1000
 ROWS_PER_STEP = 64
 CHECKPOINT_PAGES = 8000  # 32 MB: pages that change again and again are written to the file once
 
@@ -51,16 +52,6 @@ UPDATE tasks SET status = column2, is_open = column3, poll_at_ms = column4, doc 
 FROM (VALUES {rows}) WHERE external_task_id = column1
 """
 INSERT_EVENTS = "INSERT INTO events (external_task_id, sequence, id, type, time_ms, body) VALUES {rows}"
-INSERT_DELIVERIES = """
-INSERT INTO deliveries (event_seq, hook, state, due_at_ms, last_error)
-SELECT seq, ?1, ?2, ?3, ?4 FROM events
-WHERE seq > ?5 AND seq <= ?6 AND (?7 IS NULL OR type IN (SELECT value FROM json_each(?7)))
-"""
-SELECT_DELIVERIES = """
-SELECT d.id, d.hook, d.state, d.attempts, d.due_at_ms, d.last_error,
-       e.id, e.type, e.external_task_id, e.sequence, e.time_ms, e.body
-FROM deliveries AS d JOIN events AS e ON e.seq = d.event_seq
-"""
 
 
 class SqliteLedger:
@@ -149,7 +140,7 @@ class SqliteLedger:
             "SELECT id, type, external_task_id, sequence, time_ms, body FROM events"
             " WHERE external_task_id = ? ORDER BY sequence"
         )
-        return await self._read(lambda db: [_event(row) for row in db.execute(sql, (external_task_id,))])
+        return await self._read(lambda db: [read_event(row) for row in db.execute(sql, (external_task_id,))])
 
     # -- polls --------------------------------------------------------------------------------
 
@@ -173,77 +164,19 @@ class SqliteLedger:
     # -- deliveries ---------------------------------------------------------------------------
 
     async def claim_deliveries(self, routes: Sequence[Route], now_ms: int, lease_ms: int) -> Claimed[Delivery]:
-        def run(db: sqlite3.Connection) -> Claimed[Delivery]:
-            more = _route(db, routes, now_ms)
-            claimed: list[Delivery] = []
-            next_due = [now_ms] if more else []
-            for route in routes:
-                found = _claim(db, route, now_ms, lease_ms)
-                claimed.extend(found)
-                if len(found) < route.room:  # else its end wakes the caller
-                    due_ms = db.execute(
-                        "SELECT min(due_at_ms) FROM deliveries WHERE state = 'due' AND hook = ?", (route.hook,)
-                    ).fetchone()[0]
-                    next_due.extend([] if due_ms is None else [due_ms])
-            return Claimed(claimed, min(next_due, default=None))
-
-        return await self._write(run)
+        return await self._write(lambda db: sqlite_deliveries.claim(db, routes, now_ms, lease_ms))
 
     async def settle(self, delivery: Delivery, settlement: Settlement) -> bool:
-        def run(db: sqlite3.Connection) -> bool:
-            held = db.execute(
-                "UPDATE deliveries SET state = ?, due_at_ms = ?, last_error = ?"
-                " WHERE id = ? AND attempts = ? AND state = 'due'",
-                (settlement.state, settlement.due_at_ms, settlement.error, delivery.id, delivery.attempts),
-            ).rowcount
-            if settlement.disable_target is not None:
-                db.execute(
-                    "INSERT OR REPLACE INTO disabled (hook, target, reason) VALUES (?, ?, ?)",
-                    (delivery.hook, settlement.disable_target, settlement.error),
-                )
-                db.execute(
-                    "UPDATE deliveries SET state = 'dead', last_error = ? WHERE hook = ? AND state = 'due'",
-                    (f"hook disabled: {settlement.error}", delivery.hook),
-                )
-            return bool(held)
-
-        return await self._write(run)
+        return await self._write(lambda db: sqlite_deliveries.settle(db, delivery, settlement))
 
     async def deliveries(self, *, hook: str | None, state: DeliveryState | None, limit: int) -> list[Delivery]:
-        sql = (
-            f"{SELECT_DELIVERIES} WHERE (?1 IS NULL OR d.hook = ?1) AND (?2 IS NULL OR d.state = ?2)"
-            " ORDER BY d.id DESC LIMIT ?3"
-        )
-        return await self._read(lambda db: [_delivery(row) for row in db.execute(sql, (hook, state, limit))])
+        return await self._read(lambda db: sqlite_deliveries.find(db, hook, state, limit))
 
     async def replay(self, hook: str, now_ms: int, external_task_id: str | None = None) -> int:
-        def run(db: sqlite3.Connection) -> int:
-            db.execute("DELETE FROM disabled WHERE hook = ?", (hook,))
-            return db.execute(
-                "UPDATE deliveries SET state = 'due', attempts = 0, due_at_ms = ?1"
-                " WHERE hook = ?2 AND state = 'dead' AND (?3 IS NULL OR event_seq IN"
-                " (SELECT seq FROM events WHERE external_task_id = ?3))",
-                (now_ms, hook, external_task_id),
-            ).rowcount
-
-        return await self._write(run)
+        return await self._write(lambda db: sqlite_deliveries.replay(db, hook, now_ms, external_task_id))
 
     async def hook_states(self, routes: Iterable[Route]) -> list[HookState]:
-        wanted = list(routes)
-
-        def run(db: sqlite3.Connection) -> list[HookState]:
-            states = []
-            for route in wanted:
-                due, dead = (
-                    db.execute(
-                        f"SELECT count(*) FROM deliveries WHERE hook = ? AND state = '{state}'", (route.hook,)
-                    ).fetchone()[0]
-                    for state in ("due", "dead")
-                )
-                states.append(HookState(route.hook, due, dead, _disabled(db, route)))
-            return states
-
-        return await self._read(run)
+        return await self._read(lambda db: sqlite_deliveries.hook_states(db, routes))
 
     # -- quarantine, counts -------------------------------------------------------------------
 
@@ -423,54 +356,3 @@ def _read_tasks(db: sqlite3.Connection, ids: str) -> list[Task]:
 def _open_tasks(db: sqlite3.Connection, vendor: str) -> int:
     count: int = db.execute("SELECT count(*) FROM tasks WHERE is_open = 1 AND vendor = ?", (vendor,)).fetchone()[0]
     return count
-
-
-def _event(row: Sequence[Any]) -> Event:
-    id, type, external_task_id, sequence, time_ms, body = row
-    return Event(id, type, external_task_id, sequence, time_ms, body.encode())
-
-
-def _delivery(row: Sequence[Any]) -> Delivery:
-    id, hook, state, attempts, due_at_ms, last_error = row[:6]
-    return Delivery(id, hook, _event(row[6:]), state, attempts, due_at_ms, last_error)
-
-
-def _disabled(db: sqlite3.Connection, route: Route) -> str | None:
-    row = db.execute("SELECT reason FROM disabled WHERE hook = ? AND target = ?", (route.hook, route.target)).fetchone()
-    return None if row is None else str(row[0])
-
-
-def _route(db: sqlite3.Connection, routes: Sequence[Route], now_ms: int) -> bool:
-    """Make deliveries of events that have none; return whether there are more than were taken."""
-    done, upto, found = db.execute(
-        "SELECT routed.upto, max(seq), count(*) FROM routed, (SELECT seq FROM events"
-        " WHERE seq > (SELECT upto FROM routed) ORDER BY seq LIMIT ?)",
-        (ROUTE_MAX,),
-    ).fetchone()
-    if not found:
-        return False
-    for route in routes:
-        reason = _disabled(db, route)
-        state, error = ("due", "") if reason is None else ("dead", f"hook disabled: {reason}")
-        types = None if route.events is None else msgspec.json.encode(sorted(route.events)).decode()
-        db.execute(INSERT_DELIVERIES, (route.hook, state, now_ms, error, done, upto, types))
-    db.execute("UPDATE routed SET upto = ?", (upto,))
-    return bool(found == ROUTE_MAX)
-
-
-def _claim(db: sqlite3.Connection, route: Route, now_ms: int, lease_ms: int) -> list[Delivery]:
-    if route.room <= 0:
-        return []
-    rows = db.execute(
-        f"{SELECT_DELIVERIES} WHERE d.hook = ? AND d.state = 'due' AND d.due_at_ms <= ?"
-        " ORDER BY d.due_at_ms, d.id LIMIT ?",
-        (route.hook, now_ms, route.room),
-    ).fetchall()
-    if not rows:
-        return []
-    ids = msgspec.json.encode([row[0] for row in rows]).decode()
-    db.execute(
-        "UPDATE deliveries SET attempts = attempts + 1, due_at_ms = ? WHERE id IN (SELECT value FROM json_each(?))",
-        (now_ms + lease_ms, ids),
-    )
-    return [msgspec.structs.replace(_delivery(row), attempts=row[3] + 1) for row in rows]
