@@ -38,7 +38,6 @@ from submitter.task import SETTLED, Decide, Task, TaskStatus, Transition
 BUSY_TIMEOUT_S = 30.0
 WATCH_S = 0.05  # how soon another process's commit is seen
 ROWS_PER_STEP = 64
-CHECKPOINT_PAGES = 8000  # 32 MB: pages that change again and again are written to the file once
 
 T = TypeVar("T")
 _tasks = msgspec.json.Decoder(Task)
@@ -274,7 +273,6 @@ def _connect(path: str) -> sqlite3.Connection:
     connection = sqlite3.connect(
         path, isolation_level=None, check_same_thread=False, timeout=BUSY_TIMEOUT_S, cached_statements=512
     )
-    connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA foreign_keys = ON")
