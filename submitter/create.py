@@ -81,7 +81,14 @@ class Creator:
             if in_line:
                 await place.enter_async_context(line)
             while True:
-                outcome = await self.http.run(await self._request_or_refusal(task, make), fresh=True)
+                request = await self._request_or_refusal(task, make)
+                # Asked anew before every send: whoever was asleep for longer than the lease has lost it.
+                current = await self.observe(task.external_task_id, self.sending(task.sender or ""))
+                if current.status not in NOT_ANSWERED:
+                    return current
+                if current.sender != task.sender:
+                    return None
+                outcome = await self.http.run(request, fresh=True)
                 match outcome:
                     case Unanswered(reason):
                         log.warning("create.unanswered", external_task_id=task.external_task_id, reason=reason)
@@ -185,6 +192,7 @@ class Creator:
         )
 
     async def observe(self, external_task_id: str, observation: Observation) -> Task:
+        """Apply an observation to a task, and return the task as it is now."""
         now_ms = self._clock.now_ms()
         applied = await self._ledger.apply(external_task_id, lambda task: transition(task, observation, now_ms))
         if applied.transition is not None and applied.transition.event_type is not None:

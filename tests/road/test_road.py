@@ -286,6 +286,21 @@ async def test_confirm_terminal_asks_before_it_believes(world: World) -> None:
     assert queries(world) == 1
 
 
+async def test_an_abandoned_task_is_an_event_and_a_later_truth_still_wins(world: World) -> None:
+    world.environ |= {"KLING_RELAY_POLL_AFTER_S": "0.3", "KLING_RELAY_ABANDON_AFTER_S": "1"}
+    world.kling.pace_s = 1.5
+    world.faults(drop=1)
+    await world.start()
+    task = await world.submitter.submit(world.request())
+    abandoned = await task.result(timeout=20)
+    assert abandoned.status is TaskStatus.ABANDONED
+    world.faults()
+    async with asyncio.timeout(20):
+        while "task.succeed" not in [event["type"] for event in world.inbox.events]:
+            await world.inbox.until(len(world.inbox.requests) + 1)
+    assert [event["type"] for event in world.inbox.events] == ["task.submitted", "task.abandoned", "task.succeed"]
+
+
 async def test_without_a_public_url_it_refuses_and_names_no_callback(world: World) -> None:
     await world.start(receiver=False)
     del world.environ["KLING_RELAY_PUBLIC_URL"]
