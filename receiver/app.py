@@ -21,7 +21,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from receiver.callback import Verify
-from submitter.callback_url import check
+from submitter.callback_url import check, redact_body
 from submitter.clock import Clock
 from submitter.errors import (
     CallbackRefused,
@@ -247,7 +247,7 @@ class _Callbacks:
 
     async def _keep(self, vendor: str, id: str, body: bytes, reason: str, now_ms: int) -> str:
         """Quarantine a body, and have the vendor asked about its task."""
-        await self._ledger.quarantine(Quarantined(id, vendor, now_ms, reason, body))
+        await self._ledger.quarantine(Quarantined(id, vendor, now_ms, reason, redact_body(body)))
         with suppress(TaskNotFound):
             await self._ledger.apply(id, lambda task: transition(task, Doubted(), now_ms))
         log.warning("callback.quarantined", vendor=vendor, external_task_id=id, reason=reason)

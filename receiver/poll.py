@@ -9,6 +9,7 @@ from typing import Protocol
 
 import structlog
 
+from submitter.callback_url import redact_body
 from submitter.clock import Clock
 from submitter.errors import Unintelligible, VendorRefused
 from submitter.http import VendorHttp
@@ -100,7 +101,8 @@ class Poller:
                 reason = findings.unreadable[id]
                 log.warning("poll.unreadable", vendor=name, external_task_id=id, reason=reason)
                 assert isinstance(outcome, HttpAnswer)
-                await self._ledger.quarantine(Quarantined(id, name, self._clock.now_ms(), reason, outcome.body))
+                body = redact_body(outcome.body)
+                await self._ledger.quarantine(Quarantined(id, name, self._clock.now_ms(), reason, body))
                 await self._observe(id, Unheard(f"the vendor says what we do not understand: {reason}"))
             elif id in findings.absent:
                 await self._observe(id, Unheard())

@@ -106,6 +106,11 @@ def redact(text: str) -> str:
     return _TOKEN.sub(r"\1[hidden]", text)
 
 
+def redact_body(body: bytes) -> bytes:
+    """Do as `redact` does with the bytes of a body, whatever else they are."""
+    return redact(body.decode(errors="surrogateescape")).encode(errors="surrogateescape")
+
+
 def _mac(key: Key, vendor: str, external_task_id: str, expiry: str) -> str:
     signed = f"{vendor}\n{external_task_id}\n{expiry}".encode(errors="replace")
     return base64.urlsafe_b64encode(hmac_sha256(key.secret, signed)).rstrip(b"=").decode()

@@ -15,6 +15,7 @@ from urllib.parse import quote, urlencode
 
 import msgspec
 
+from submitter.callback_url import redact
 from submitter.errors import InvalidSettings, Problem, SubmissionUnknown, Unintelligible, VendorRefused
 from submitter.request import Limits, MediaLimits
 from submitter.schedule import Backoff, Patience
@@ -357,7 +358,7 @@ def _data(answer: HttpAnswer) -> Any:
         "kling",
         http_status=http_status,
         code=text(envelope, "code") or "none",
-        message=text(envelope, "message") or "",
+        message=redact(text(envelope, "message") or ""),
         remedy=remedy,
         retryable=retryable,
         retry_after_s=_seconds(answer.headers.get("retry-after")),
@@ -411,7 +412,7 @@ def _read_task(row: Mapping[str, Any], source: Source) -> Report:
         status=status,
         task_id=id,
         external_task_id=_external_id(row),
-        message=text(row, "task_status_msg" if is_v1 else "message") or "",
+        message=redact(text(row, "task_status_msg" if is_v1 else "message") or ""),
         videos=videos if status is TaskStatus.SUCCEED else (),
         cost=_cost_v1(row) if is_v1 else _cost_v2(row),
     )

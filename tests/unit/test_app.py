@@ -149,6 +149,16 @@ async def test_what_cannot_be_understood_is_kept_asked_about_and_answered_2xx(re
     assert [task.external_task_id for task in due.items] == ["order-1"]
 
 
+async def test_a_callback_url_that_comes_back_is_hidden_before_it_is_stored(receiver: Receiver) -> None:
+    url = receiver.callback_url()
+    assert result(await receiver.post({"id": "893", "status": "new", "callback_url": url})) == (200, "quarantined")
+    (kept,) = await receiver.ledger.quarantined(9)
+    assert url.rpartition("/")[2].encode() not in kept.body
+    failed = {"id": "893", "status": "failed", "message": f"could not call {url}"}
+    assert result(await receiver.post(failed)) == (200, "applied")
+    assert (await receiver.ledger.get("order-1")).status_message.endswith("/callbacks/kling/order-1/[hidden]")
+
+
 async def test_klings_console_test_gets_200_and_leaves_no_row(receiver: Receiver) -> None:
     test = {"id": "1", "status": "submitted", "outputs": [], "message": "", "create_time": 1, "update_time": 1}
     assert result(await receiver.post(test, receiver.callback_url("console"))) == (200, "test")
