@@ -24,6 +24,7 @@ from submitter.errors import (
 )
 from submitter.http import VendorHttp
 from submitter.ledger import Ledger, open_ledger
+from submitter.ledger.base import Reserved
 from submitter.media import Medium, Probe, open_medium, probe
 from submitter.media_store import MediaStore, open_media_store
 from submitter.request import MotionControl, check_media, check_request
@@ -230,29 +231,32 @@ class Submitter:
             metadata=request.metadata,
             has_callback=callback,
         )
-        async with self._turn_of(request.vendor):  # whoever waits for a slot waits in line
-            is_queued = False
-            while True:
-                mark = self._ledger.mark()
-                now_ms = self._clock.now_ms()
-                blank = msgspec.structs.replace(blank, created_at_ms=now_ms, updated_at_ms=now_ms)
-                sending = transition(blank, self.creator.sending(sender), now_ms)
-                assert sending is not None
-                reserved = await self._ledger.reserve(sending.task, vendor.parallel)
-                if reserved is not None:
-                    break
-                if not is_queued:
-                    is_queued = True
-                    log.warning(
-                        "submission.queued", external_task_id=prepared.external_task_id, parallel=vendor.parallel
-                    )
-                await self._ledger.changed(mark, None)
+        existing = await self._ledger.get_many([prepared.external_task_id])  # needs no slot
+        reserved = Reserved(existing[0], is_new=False) if existing else await self._reserve_slot(blank, sender, vendor)
         if reserved.is_new:
             return reserved.task, False
         different = differences(reserved.task, blank)
         if different:
             raise IdConflict(prepared.external_task_id, different)
         return await self._take_over(reserved.task, sender)
+
+    async def _reserve_slot(self, blank: Task, sender: str, vendor: VendorSettings) -> Reserved:
+        """Store the task once there is room for it; whoever waits, waits in line."""
+        async with self._turn_of(blank.vendor):
+            is_queued = False
+            while True:
+                mark = self._ledger.mark()
+                now_ms = self._clock.now_ms()
+                born = msgspec.structs.replace(blank, created_at_ms=now_ms, updated_at_ms=now_ms)
+                sending = transition(born, self.creator.sending(sender), now_ms)
+                assert sending is not None
+                reserved = await self._ledger.reserve(sending.task, vendor.parallel)
+                if reserved is not None:
+                    return reserved
+                if not is_queued:
+                    is_queued = True
+                    log.warning("submission.queued", external_task_id=blank.external_task_id, parallel=vendor.parallel)
+                await self._ledger.changed(mark, None)
 
     async def _take_over(self, task: Task, sender: str) -> tuple[Task, bool]:
         """Return the task once its create was answered, or once the right to send it is ours."""
@@ -293,9 +297,11 @@ class Submitter:
         return self._media_store
 
     async def _video_of(self, prepared: Prepared) -> str:
-        video, store = prepared.video, self._store()
-        if video.path is None or store is None:
+        video = prepared.video
+        if video.path is None:
             return video.url or ""
+        store = self._store()
+        assert store is not None  # preflight refuses a file without one
         sha256 = prepared.asked["video"].removeprefix("sha256:")
         return await store.publish(video.path, sha256, prepared.video_format)
 

@@ -249,6 +249,8 @@ def _sending(task: Task, sender: str, until_ms: int, now_ms: int) -> Transition 
         return None
     if task.status not in NOT_ANSWERED:
         return None
+    if task.refused:  # it begins anew: the days since the refusal do not count against its deadline
+        task = replace(task, created_at_ms=now_ms)
     grown_old_ms = min(until_ms + int(task.patience.asking.max_s * 1000), max(task.abandon_at_ms, until_ms))
     return Transition(
         replace(

@@ -226,6 +226,20 @@ async def test_our_own_limit_keeps_the_account_from_filling(world: World) -> Non
     assert world.kling.counts["refused_1303"] == 0
 
 
+async def test_a_repeat_of_a_task_that_exists_needs_no_slot(world: World) -> None:
+    world.kling.pace_s = 30
+    world.environ["KLING_RELAY_PARALLEL"] = "1"
+    await world.start()
+    request = world.request(external_task_id="order-1")
+    first = await world.submitter.submit(request)
+    waiting = asyncio.create_task(world.submitter.submit(world.request()))
+    async with asyncio.timeout(5):
+        again = await world.submitter.submit(request)
+    assert again.task.task_id == first.task.task_id
+    assert not waiting.done()
+    waiting.cancel()
+
+
 async def test_a_refusal_is_told_and_the_same_command_works_once_it_is_mended(world: World) -> None:
     world.environ["KLING_API_KEY"] = "wrong"
     await world.start()

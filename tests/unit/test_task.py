@@ -164,6 +164,10 @@ def test_a_refusal_ends_the_reservation_and_lets_it_be_sent_again() -> None:
     assert refused is not None
     assert refused.task.poll_at_ms is None
     assert may_send(refused.task, NOW)
+    days_later = NOW + 5 * 86_400_000
+    again = transition(refused.task, Sending("me", days_later + 15_000), days_later)
+    assert again is not None
+    assert again.task.abandon_at_ms == days_later + 86_400_000
 
 
 def test_a_callback_that_overtakes_the_answer_to_create_keeps_its_state() -> None:
