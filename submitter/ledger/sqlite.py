@@ -11,6 +11,7 @@ import hashlib
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
@@ -59,10 +60,11 @@ class SqliteLedger:
     def __init__(self, path: str | Path) -> None:
         self._path = str(path)
         try:
-            self._write_connection = _connect(self._path)
-            _migrate(self._write_connection)
-            self._read_connection = _connect(self._path)
-            self._watch_connection = _connect(self._path)
+            with ExitStack() as opened:  # one that cannot be used leaves nothing open
+                connections = [opened.enter_context(closing(_connect(self._path))) for _ in range(3)]
+                _migrate(connections[0])
+                opened.pop_all()
+            self._write_connection, self._read_connection, self._watch_connection = connections
         except sqlite3.Error as error:
             raise LedgerUnavailable(
                 f"the ledger {self._path!r} cannot be opened ({error}); its folder must exist and be writable"
