@@ -341,7 +341,7 @@ async def test_one_hundred_tasks_with_faults_all_end_right(world: World) -> None
 
 async def run_many(world: World, count: int) -> dict[str, int]:
     """Submit `count` tasks with lost, repeated and reordered callbacks; check every promise; return counts."""
-    world.environ["KLING_RELAY_POLL_AFTER_S"] = str(max(2, count // 40))
+    world.environ["KLING_RELAY_POLL_AFTER_S"] = str(max(3, count // 40))
     world.faults(drop=0.1, repeat=0.1, reorder=0.1, seed=7)
     world.kling.pace_s = 0.05
     world.kling.slots = 10_000
