@@ -110,6 +110,8 @@ def serve(host: str, port: int) -> None:
         access_log=False,  # its lines hold the URLs' tokens
         server_header=False,
         proxy_headers=False,  # nobody here asks who is calling
+        # Longer than any client keeps an idle connection: a callback sent on one that we close is lost.
+        timeout_keep_alive=75,
         timeout_graceful_shutdown=30,
     )
 

@@ -20,7 +20,7 @@ def free_socket(host: str = "127.0.0.1", port: int = 0) -> tuple[socket.socket, 
 @asynccontextmanager
 async def listening(app: Any, bound: socket.socket) -> AsyncIterator[None]:
     """Serve `app` on `bound` while the block runs."""
-    config = uvicorn.Config(app, log_level="error", lifespan="on", timeout_graceful_shutdown=1)
+    config = uvicorn.Config(app, log_level="error", lifespan="on", timeout_keep_alive=75, timeout_graceful_shutdown=1)
     server = uvicorn.Server(config)
     serving = asyncio.create_task(server.serve(sockets=[bound]))
     try:
