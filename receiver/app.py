@@ -24,8 +24,6 @@ from receiver.callback import Verify
 from submitter.callback_url import check, redact_body
 from submitter.clock import Clock
 from submitter.errors import (
-    CallbackRefused,
-    LedgerUnavailable,
     RelayError,
     TaskNotFound,
     Unintelligible,
@@ -177,8 +175,7 @@ class _Callbacks:
             result = await self._accept(vendor, parts[1], headers, body)
         except (RelayError, _BodyRefused) as error:
             result = type(error).__name__ if isinstance(error, RelayError) else "BodyRefused"
-            if isinstance(error, CallbackRefused | LedgerUnavailable | _BodyRefused):
-                log.warning("callback.refused", vendor=vendor, reason=str(error))
+            log.warning("callback.refused", vendor=vendor, reason=str(error))
             await _problem_of(error)(scope, receive, send)
         else:
             await send(_ANSWERS[result])
@@ -222,9 +219,8 @@ class _Callbacks:
         observation = self._verify.observation(vendor, report)
 
         def decide(task: Task) -> Transition | None:
-            if task.task_id is not None and report.task_id != task.task_id:
-                return transition(task, Doubted(), now_ms)
-            return transition(task, observation, now_ms)
+            is_about_it = task.task_id is None or report.task_id == task.task_id
+            return transition(task, observation, now_ms) if is_about_it else None
 
         try:
             applied = await self._ledger.apply(id, decide)

@@ -98,7 +98,7 @@ class Creator:
                         refusal = _unreachable(task.vendor, reason, retryable=unreached < CONNECT_TRIES)
                     case _:
                         try:
-                            report = vendor.vendor.read_create(outcome, self._clock.now_ms())
+                            report = vendor.vendor.read_create(outcome)
                         except SubmissionUnknown as unknown:
                             log.warning("create.ambiguous", external_task_id=task.external_task_id, reason=str(unknown))
                             return None

@@ -7,15 +7,10 @@ knows a number.
 import re
 from fractions import Fraction
 from pathlib import Path
-from typing import Literal
 
 import msgspec
 
 from submitter.errors import Problem
-
-Orientation = Literal["image", "video"]
-Mode = Literal["std", "pro"]
-Model = Literal["kling-v3", "kling-v2-6"]
 
 ID_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~-]{0,127}")
 """What an external_task_id may be: it stands in a URL's path as it is."""

@@ -83,7 +83,7 @@ class Vendor(Protocol):
         """Return the request that makes `job` a task."""
         ...
 
-    def read_create(self, answer: HttpAnswer, now_ms: int) -> Report:
+    def read_create(self, answer: HttpAnswer) -> Report:
         """Return what the vendor said; raise VendorRefused when it surely made no task,
         SubmissionUnknown when it may have.
         """

@@ -169,7 +169,7 @@ class _Kling(msgspec.Struct, frozen=True):
         """Read either generation's callback, bare: told apart by `id` or `task_id`."""
         return _read_task(read_object(body), "callback")
 
-    def read_create(self, answer: HttpAnswer, now_ms: int) -> Report:
+    def read_create(self, answer: HttpAnswer) -> Report:
         """Read the answer to create, by HTTP status and by `code`."""
         try:
             data = _data(answer)

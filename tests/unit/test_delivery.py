@@ -73,7 +73,6 @@ class Slow:
         if is_open:
             self.gate.set()
         self.waiting = self.most = self.sent = 0
-        self.enough = asyncio.Event()
 
     async def send(self, event: Event, now_s: float) -> Outcome:
         self.waiting += 1

@@ -51,7 +51,7 @@ def test_vector(path: Path, vendor: KlingV1 | KlingV2) -> None:
 
     def read() -> Report:
         if vector["door"] == "create":
-            return vendor.read_create(answer(vector["body"], vector["http_status"]), int(NOW_S * 1000))
+            return vendor.read_create(answer(vector["body"], vector["http_status"]))
         return vendor.read_callback(msgspec.json.encode(vector["body"]))
 
     if "unintelligible" in expect:
@@ -216,7 +216,7 @@ BODIES = st.dictionaries(FIELDS, VALUES | WORDS, max_size=8)
 def test_whatever_arrives_a_reader_answers_a_value_or_one_of_our_errors(body: bytes) -> None:
     for read in (
         lambda: V2.read_callback(body),
-        lambda: V2.read_create(HttpAnswer(200, {}, body), 0),
+        lambda: V2.read_create(HttpAnswer(200, {}, body)),
         lambda: V2.read_query(V2.queries([task("a", "1")], NOW_S)[0], HttpAnswer(200, {}, body), NOW_S),
         lambda: V1.read_query(V1.queries([task("a")], NOW_S)[0], HttpAnswer(400, {}, body), NOW_S),
     ):
