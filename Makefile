@@ -5,8 +5,9 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: demo test check bench lock install clean
 
-demo: .venv/installed  ## the whole road, offline
-	$(BIN)/kling-relay demo
+VENDOR ?= kling
+demo: .venv/installed  ## the whole road, offline; VENDOR=novita, highway, aihubmax or oxen for another vendor's
+	$(BIN)/kling-relay demo --vendor $(VENDOR)
 
 test: .venv/installed  ## every test; what needs a server that is not there is skipped with a reason
 	$(BIN)/python -m pytest

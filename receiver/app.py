@@ -216,11 +216,13 @@ class _Callbacks:
             report = self._verify.body(vendor, id, headers, body, now_ms / 1000)
         except Unintelligible as reason:
             return await self._keep(vendor, id, body, str(reason), now_ms)
+        if report is None:
+            log.info("callback.ignored", vendor=vendor, external_task_id=id)
+            return "ignored"
         observation = self._verify.observation(vendor, report)
 
         def decide(task: Task) -> Transition | None:
-            is_about_it = task.task_id is None or report.task_id == task.task_id
-            return transition(task, observation, now_ms) if is_about_it else None
+            return transition(task, observation, now_ms) if _is_about(report, task, vendor) else None
 
         try:
             applied = await self._ledger.apply(id, decide)
@@ -230,8 +232,8 @@ class _Callbacks:
                 return "test"
             return await self._keep(vendor, id, body, "no such task in this ledger", now_ms)
         task = applied.task
-        if task.task_id is not None and task.task_id != report.task_id:
-            return await self._keep(vendor, id, body, f"it is about the vendor's task {report.task_id}", now_ms)
+        if not _is_about(report, task, vendor):
+            return await self._keep(vendor, id, body, f"it is about {vendor}'s task {report.task_id}", now_ms)
         if applied.transition is None:
             log.info("callback.unchanged", vendor=vendor, external_task_id=id, status=report.status.value)
             return "unchanged"
@@ -248,6 +250,11 @@ class _Callbacks:
             await self._ledger.apply(id, lambda task: transition(task, Doubted(), now_ms))
         log.warning("callback.quarantined", vendor=vendor, external_task_id=id, reason=reason)
         return "quarantined"
+
+
+def _is_about(report: Report, task: Task, vendor: str) -> bool:
+    """Tell whether a vendor's report is about this task of ours: it may be at another vendor by now."""
+    return task.vendor == vendor and task.task_id in (None, report.task_id)
 
 
 def _is_console_test(report: Report) -> bool:
@@ -288,6 +295,6 @@ _ANSWERS: dict[str, dict[str, Any]] = {
         "status": 200,
         "headers": [(RESULT_HEADER, result.encode()), (b"content-length", b"0")],
     }
-    for result in ("applied", "unchanged", "doubted", "quarantined", "test")
+    for result in ("applied", "unchanged", "doubted", "quarantined", "ignored", "test")
 }
 _END: dict[str, Any] = {"type": "http.response.body", "body": b""}

@@ -18,8 +18,8 @@ from submitter.task import TERMINAL, Doubted, Report
 class ReadsCallbacks(Protocol):
     """The half of a vendor that the receiver needs."""
 
-    def read_callback(self, body: bytes) -> Report:
-        """Return what a callback says; raise Unintelligible."""
+    def read_callback(self, body: bytes, now_s: float) -> Report | None:
+        """Return what a callback says, None when it is about something else; raise Unintelligible."""
         ...
 
 
@@ -45,16 +45,16 @@ class Verify(msgspec.Struct, frozen=True):
 
     def body(
         self, vendor: str, external_task_id: str, headers: Mapping[bytes, bytes], body: bytes, now_s: float
-    ) -> Report:
-        """Return what an authentic body says of the URL's task.
+    ) -> Report | None:
+        """Return what an authentic body says of the URL's task, None when it speaks of something else.
 
         Raises SignatureInvalid; UrlUnknown when it speaks of another task; Unintelligible.
         """
         door = self.doors[vendor]
         if door.secrets:
             verify(door.secrets, headers, body, now_s)
-        report = door.vendor.read_callback(body)
-        if report.external_task_id is not None and report.external_task_id != external_task_id:
+        report = door.vendor.read_callback(body, now_s)
+        if report is not None and report.external_task_id is not None and report.external_task_id != external_task_id:
             raise UrlUnknown("the body speaks of another task than the URL")
         return report
 

@@ -15,6 +15,7 @@ from receiver import log
 from submitter.callback_url import KEY_BYTES, redact
 from submitter.clock import Clock
 from submitter.errors import InvalidRequest, InvalidSettings, RelayError
+from submitter.installed import vendors
 from submitter.ledger import Ledger, open_ledger
 from submitter.settings import Settings, load_settings
 
@@ -65,14 +66,16 @@ def print_json(value: Any) -> None:
     click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
 
 
-def print_table(rows: list[dict[str, Any]], columns: tuple[str, ...], *, empty: str) -> None:
+def print_table(rows: list[dict[str, Any]], columns: tuple[str, ...], *, empty: str, headed: bool = True) -> None:
     """Print rows under headings, or say that there are none."""
     if not rows:
         click.echo(empty)
         return
     texts = [[str("" if row.get(name) is None else row[name]) for name in columns] for row in rows]
-    widths = [max(len(line[i]) for line in [list(columns), *texts]) for i in range(len(columns))]
-    for line in [[name.upper().replace("_", " ") for name in columns], *texts]:
+    if headed:
+        texts.insert(0, [name.upper().replace("_", " ") for name in columns])
+    widths = [max(len(line[i]) for line in texts) for i in range(len(columns))]
+    for line in texts:
         click.echo("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
 
 
@@ -160,25 +163,26 @@ async def _work(which: str, once: bool) -> int:
 @click.option("--port", default=8090, show_default=True)
 @click.option("--pace", default=1.0, show_default=True, help="Seconds from one status to the next.")
 @click.option("--slots", default=5, show_default=True, help="Parallel tasks of the account; more get 429/1303.")
-@click.option("--secret", help="Sign callbacks with this whsec_ secret.")
+@click.option("--secret", help="Sign Kling's callbacks with this whsec_ secret.")
 @click.option("--fault", "faults", multiple=True, metavar="NAME=VALUE", help="Turn a fault on; see below.")
 def sandbox(host: str, port: int, pace: float, slots: int, secret: str | None, faults: tuple[str, ...]) -> None:
-    """Run Kling's stand-in, offline: both generations of its API, and its faults.
+    """Run the vendors' stand-ins, offline, and their faults.
+
+    Each is at /<vendor>; it prints the environment that leads a relay there.
 
     \b
       kling-relay sandbox --fault drop=0.1 --fault create_5xx=0.2
-      export KLING_BASE_URL=http://127.0.0.1:8090 KLING_API_KEY=sandbox-key
+      export KLING_BASE_URL=http://127.0.0.1:8090/kling KLING_API_KEY=sandbox-key
     \b
-    Faults (rates from 0 to 1): drop, repeat, reorder, forge, create_late, create_5xx, create_never,
-    no_url, fail; and delay_s, late_s, expire_s, fail_reason, seed. Also, while it runs:
+    Faults (rates from 0 to 1): drop, repeat, reorder, forge, hang_up, create_late, create_5xx,
+    create_never, no_url, fail, forget; and refuse (balance, permission, capacity, rate,
+    maintenance), delay_s, late_s, expire_s, fail_reason, seed. Also, while it runs:
       curl -X POST http://127.0.0.1:8090/sandbox/faults -d '{"drop": 0.5}'
       curl http://127.0.0.1:8090/sandbox/state
     """
     try:
-        from submitter.sandbox.app import create_sandbox
+        from submitter.sandbox.app import create_sandbox, sandbox_class
         from submitter.sandbox.faults import Faults
-        from submitter.sandbox.kling import KlingSandbox
-        from submitter.sandbox.kling_wire import API_KEY
     except ImportError as error:
         raise click.ClickException(f"{error}. Install the sandbox: pip install 'kling-relay[sandbox]'") from error
     import uvicorn
@@ -189,9 +193,11 @@ def sandbox(host: str, port: int, pace: float, slots: int, secret: str | None, f
         wanted = msgspec.convert(pairs, Faults, strict=False)
     except msgspec.ValidationError as error:
         raise click.BadParameter(f"{error}; faults are {', '.join(Faults.__struct_fields__)}") from error
-    kling = KlingSandbox(faults=wanted, pace_s=pace, slots=slots, secret=secret)
-    click.echo(f"export KLING_BASE_URL=http://{host}:{port} KLING_API_KEY={API_KEY}", err=True)
-    app = create_sandbox(kling, base_url=f"http://{host}:{port}")
+    classes = [sandbox_class(name) for name, setup in vendors().items() if setup.sandbox]
+    standing = [made(faults=wanted, pace_s=pace, slots=slots, secret=secret) for made in classes]
+    app = create_sandbox(standing, base_url=f"http://{host}:{port}")
+    for one in standing:
+        click.echo("export " + " ".join(f"{name}={value}" for name, value in one.environ().items()), err=True)
     uvicorn.run(app, host=host, port=port, log_level="warning")
 
 
@@ -203,13 +209,14 @@ def sandbox(host: str, port: int, pace: float, slots: int, secret: str | None, f
     show_default=True,
     help="Where all is kept.",
 )
-def demo(directory: Path) -> None:
+@click.option("--vendor", default="kling", show_default=True, help="Whose stand-in renders.")
+def demo(directory: Path, vendor: str) -> None:
     """Show the whole road, offline: sandbox, receiver and a hook, and one task through all three."""
     try:
         from receiver.demo import run_demo
     except ImportError as error:
         raise click.ClickException(f"{error}. Install the sandbox: pip install 'kling-relay[sandbox]'") from error
-    sys.exit(run(run_demo(directory)))
+    sys.exit(run(run_demo(directory, vendor)))
 
 
 # -- keys -----------------------------------------------------------------------------------------
@@ -258,11 +265,13 @@ def keys_new(purpose: str, rotate: bool) -> None:
 
 
 def _register() -> None:
+    from receiver.cli_hooks import hooks
     from receiver.cli_submit import submit
-    from receiver.cli_tasks import hooks, tasks
+    from receiver.cli_tasks import tasks
+    from receiver.cli_vendors import vendors
     from receiver.doctor import doctor
 
-    for command in (submit, tasks, hooks, doctor):
+    for command in (submit, tasks, hooks, vendors, doctor):
         main.add_command(command)
 
 

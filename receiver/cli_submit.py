@@ -37,7 +37,9 @@ def _metadata(context: click.Context, parameter: click.Parameter, values: tuple[
 @click.option(
     "--orientation", required=True, type=click.Choice(["image", "video"]), help="Whose facing the result keeps."
 )
-@click.option("--mode", default="std", show_default=True, type=click.Choice(["std", "pro"]), help="720p or 1080p.")
+@click.option(
+    "--mode", type=click.Choice(["std", "pro"]), help="720p or 1080p. Default: the first that the vendor makes."
+)
 @click.option("--model", default="kling-v3", show_default=True, help="kling-v3 or kling-v2-6.")
 @click.option("--prompt", default="", help="What else to say of the scene.")
 @click.option("--negative-prompt", default="", help="What to avoid, where the vendor takes it.")
@@ -46,7 +48,7 @@ def _metadata(context: click.Context, parameter: click.Parameter, values: tuple[
 @click.option("--watermark", is_flag=True, help="Make a watermarked copy too.")
 @click.option("--external-task-id", help="Your own id; repeating it never makes a second task. Default: a UUIDv7.")
 @click.option("--metadata", multiple=True, metavar="KEY=VALUE", callback=_metadata, help="Comes back in every event.")
-@click.option("--vendor", default="kling", show_default=True)
+@click.option("--vendor", default="kling", show_default=True, help="One, or several in the order to try: kling,novita.")
 @click.option("--no-callback", is_flag=True, help="Follow the task by polling alone; needs no public URL.")
 @click.option("--wait", is_flag=True, help="Wait for the end; exit status 0 only for succeed.")
 @click.option("--timeout", type=float, help="Seconds to wait at the most.")
@@ -91,8 +93,6 @@ async def _submit(
     as_json: bool,
 ) -> int:
     settings = load_settings()
-    if callback:
-        settings.require_callbacks()
     async with Submitter.from_settings(settings) as submitter:
         prepared = await submitter.prepare(request)
         for warning in prepared.warnings:
@@ -145,7 +145,9 @@ async def _follow(
     ledger: Ledger, settings: Settings, task: Task, timeout: float | None, output: Path | None, as_json: bool
 ) -> int:
     begun = time.monotonic()
-    polling = None if task.has_callback else asyncio.create_task(_poll_meanwhile(ledger, settings))
+    configured = settings.vendors.get(task.vendor)
+    is_called = task.is_told and configured is not None and configured.callbacks is not False
+    polling = None if is_called else asyncio.create_task(_poll_meanwhile(ledger, settings))
     live = sys.stderr.isatty()
     line = "\r" if live else ""
     said: TaskStatus | None = None

@@ -1,30 +1,28 @@
-"""The commands that look at tasks and hooks."""
+"""`kling-relay tasks`: look at tasks, wait, settle what nobody knows, submit again, count the costs."""
 
 import sys
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import click
+import msgspec
 
 from receiver.cli import print_json, print_table, run, with_ledger
 from receiver.cli_submit import follow
-from receiver.hooks import Hook
-from receiver.settings import load_receiver_settings
 from submitter.clock import Clock
-from submitter.errors import InvalidSettings, Problem
-from submitter.event import Event, cloud_event, task_data, timestamp
-from submitter.schedule import Backoff, Patience
+from submitter.costs import Total, totals
+from submitter.event import Event, task_data, timestamp
+from submitter.ledger import Ledger
 from submitter.settings import load_settings
 from submitter.submit import Submitter
-from submitter.task import Task, TaskStatus, Video
+from submitter.task import Task, TaskStatus
 
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 @click.group()
 def tasks() -> None:
-    """Look at tasks, wait for them, submit them again."""
+    """Look at tasks, wait for them, settle them, submit them again, count their costs."""
 
 
 @tasks.command("list")
@@ -72,7 +70,9 @@ def tasks_show(external_task_id: str, as_json: bool) -> None:
             click.echo(f"{name:<18}{value or ''}")
     for video in task.videos:
         dies = "" if video.expires_at_ms is None else f", until {timestamp(video.expires_at_ms)}"
-        click.echo(f"{'video':<18}{video.url} ({video.duration} s{dies})")
+        click.echo(f"{'video':<18}{video.url} ({video.duration or '?'} s{dies})")
+    for tried in task.tried:
+        click.echo(f"{'refused by':<18}{tried.vendor}: {tried.reason}")
     for charge in task.cost:
         click.echo(f"{'cost':<18}{charge.amount} {charge.currency or charge.kind}")
     for group in ("metadata", "request"):
@@ -99,144 +99,70 @@ def tasks_wait(external_task_id: str, timeout: float | None, output: Path | None
 @tasks.command("retry")
 @click.argument("external_task_id")
 @click.option("--external-task-id", "new_id", help="The new task's id. Default: a UUIDv7.")
+@click.option("--absent", is_flag=True, help="You looked into the vendor's console, and no task of it is there.")
 @AS_JSON
-def tasks_retry(external_task_id: str, new_id: str | None, as_json: bool) -> None:
+def tasks_retry(external_task_id: str, new_id: str | None, absent: bool, as_json: bool) -> None:
     """Submit a task's request again.
 
     A failed or abandoned task is submitted under a new id. One whose create has no answer keeps
-    its id: the vendor is asked for it, and it is sent only if it is surely absent.
+    its id: the vendor is asked for it, where it can be, and it is sent only if it is surely absent.
+
+    \b
+      kling-relay tasks retry order-42
+      kling-relay tasks retry order-42 --absent      novita, highway, aihubmax, oxen: when you have looked
     """
 
     async def again() -> Task:
         async with Submitter.from_settings() as submitter:
-            return (await submitter.retry(external_task_id, new_id=new_id)).task
+            return (await submitter.retry(external_task_id, new_id=new_id, surely_absent=absent)).task
 
-    task = run(again())
+    _show_short(run(again()), as_json)
+
+
+@tasks.command("adopt")
+@click.argument("external_task_id")
+@click.argument("task_id")
+@AS_JSON
+def tasks_adopt(external_task_id: str, task_id: str, as_json: bool) -> None:
+    """Say that a create which had no answer made the vendor's task TASK_ID.
+
+    Copy that id from the vendor's console. The vendor is asked about it from then on.
+    """
+
+    async def adopt() -> Task:
+        async with Submitter.from_settings() as submitter:
+            return (await submitter.adopt(external_task_id, task_id)).task
+
+    _show_short(run(adopt()), as_json)
+
+
+@tasks.command("costs")
+@click.option("--days", default=31, show_default=True, type=click.IntRange(1, 3660), help="How far back.")
+@click.option("--vendor", help="Only this vendor's.")
+@AS_JSON
+def tasks_costs(days: int, vendor: str | None, as_json: bool) -> None:
+    """Total what tasks cost, by the day of their submission (UTC) and vendor, as the vendors state it."""
+    since_ms = Clock().now_ms() - days * 86_400_000
+
+    async def read(ledger: Ledger) -> list[Total]:
+        found: list[Task] = []
+        before = None
+        while page := await ledger.tasks(vendor=vendor, before_id=before, limit=1000):
+            before = page[-1].external_task_id
+            found.extend(task for task in page if task.created_at_ms >= since_ms)
+            if page[-1].created_at_ms < since_ms:
+                break
+        return totals(found)
+
+    rows = [msgspec.to_builtins(total) for total in run(with_ledger(load_settings(), read))]
+    if as_json:
+        print_json(rows)
+    else:
+        print_table(rows, ("day", "vendor", "tasks", "amount", "unit"), empty=f"no costs in {days} days")
+
+
+def _show_short(task: Task, as_json: bool) -> None:
     if as_json:
         print_json(task_data(task))
     else:
         click.echo(f"{task.status.value}  external_task_id {task.external_task_id}  task_id {task.task_id}")
-
-
-@click.group()
-def hooks() -> None:
-    """Look at hooks, test them, and replay their dead letters."""
-
-
-@hooks.command("list")
-@AS_JSON
-def hooks_list(as_json: bool) -> None:
-    """List the hooks of relay.toml with what waits for them."""
-    settings = load_receiver_settings()
-    routes = [hook.route(0) for hook in settings.hooks]
-    states = run(with_ledger(settings.common, lambda ledger: ledger.hook_states(routes)))
-    rows = []
-    for hook, state in zip(settings.hooks, states, strict=True):
-        parts = urlsplit(hook.url)
-        rows.append(
-            {
-                "name": hook.name,
-                "to": f"{parts.scheme}://{parts.hostname}{f':{parts.port}' if parts.port else ''}",
-                "events": "all" if hook.events is None else ",".join(sorted(hook.events)),
-                "signed": ",".join(secret.scheme for secret in hook.secrets) or "no",
-                "due": state.due,
-                "dead": state.dead,
-                "state": "on" if state.disabled is None else f"disabled: {state.disabled}",
-            }
-        )
-    if as_json:
-        print_json(rows)
-    else:
-        empty = "no hooks: add [[hook]] tables to relay.toml"
-        print_table(rows, ("name", "to", "events", "signed", "due", "dead", "state"), empty=empty)
-
-
-@hooks.command("test")
-@click.argument("name")
-@AS_JSON
-def hooks_test(name: str, as_json: bool) -> None:
-    """Send a test event (type `task.test`) to a hook, and say what it answered."""
-    from receiver.destinations import open_destination
-
-    settings = load_receiver_settings()
-    hook = _hook(settings.hooks, name)
-
-    async def send() -> Any:
-        clock = Clock()
-        destination = open_destination(hook, settings.common.allow_hosts)
-        try:
-            return await destination.send(_test_event(clock), clock.now_s())
-        finally:
-            await destination.close()
-
-    outcome = run(send())
-    if as_json:
-        print_json({"hook": name, "delivered": outcome.is_delivered, "answer": outcome.answer})
-    else:
-        click.echo(f"{'delivered' if outcome.is_delivered else 'not delivered'}: {outcome.answer}")
-    sys.exit(0 if outcome.is_delivered else 1)
-
-
-@hooks.command("dead")
-@click.argument("name", required=False)
-@click.option("--limit", default=50, show_default=True, type=click.IntRange(1, 10_000))
-@AS_JSON
-def hooks_dead(name: str | None, limit: int, as_json: bool) -> None:
-    """List dead letters: events that a hook did not take by the end of its schedule."""
-    found = run(with_ledger(load_settings(), lambda ledger: ledger.deliveries(hook=name, state="dead", limit=limit)))
-    rows = [
-        {
-            "hook": delivery.hook,
-            "type": delivery.event.type,
-            "external_task_id": delivery.event.external_task_id,
-            "event_id": delivery.event.id,
-            "attempts": delivery.attempts,
-            "error": delivery.last_error,
-        }
-        for delivery in found
-    ]
-    if as_json:
-        print_json(rows)
-    else:
-        columns = ("hook", "type", "external_task_id", "event_id", "attempts", "error")
-        print_table(rows, columns, empty="no dead letters")
-
-
-@hooks.command("replay")
-@click.argument("name")
-@click.option("--task", "external_task_id", help="Only this task's events.")
-def hooks_replay(name: str, external_task_id: str | None) -> None:
-    """Make a hook's dead letters due again, and enable it if it was disabled."""
-    settings = load_receiver_settings()
-    _hook(settings.hooks, name)
-    count = run(with_ledger(settings.common, lambda ledger: ledger.replay(name, Clock().now_ms(), external_task_id)))
-    click.echo(f"{count} deliveries are due again; a running `serve` makes them now")
-
-
-def _hook(found: tuple[Hook, ...], name: str) -> Hook:
-    for hook in found:
-        if hook.name == name:
-            return hook
-    names = ", ".join(hook.name for hook in found) or "none"
-    raise InvalidSettings([Problem("hook", repr(name), f"one of relay.toml's: {names}", "Check the name.")])
-
-
-def _test_event(clock: Clock) -> Event:
-    now_ms = clock.now_ms()
-    forever = Backoff(first_s=1, factor=1, max_s=1)
-    task = Task(
-        external_task_id="kling-relay-test",
-        vendor="kling",
-        status=TaskStatus.SUCCEED,
-        created_at_ms=now_ms,
-        updated_at_ms=now_ms,
-        patience=Patience(forever, forever, 1),
-        task_id="0",
-        status_message="a test of this hook: no task, nothing was paid",
-        videos=(Video("https://example.com/test.mp4", duration=5.0),),
-        metadata={"test": "true"},
-        sequence=1,
-    )
-    id = f"evt_test_{clock.new_id().replace('-', '')}"
-    body = cloud_event(id=id, type="task.test", task=task, time_ms=now_ms)
-    return Event(id, "task.test", task.external_task_id, 1, now_ms, body)

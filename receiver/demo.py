@@ -27,9 +27,7 @@ from submitter.errors import SignatureInvalid
 from submitter.event import task_data
 from submitter.media import download
 from submitter.request import MotionControl
-from submitter.sandbox.app import create_sandbox
-from submitter.sandbox.kling import KlingSandbox
-from submitter.sandbox.kling_wire import API_KEY
+from submitter.sandbox.app import create_sandbox, sandbox_class
 from submitter.sandbox.media import make_image, make_video
 from submitter.sandbox.server import free_socket, listening
 from submitter.submit import Submitter
@@ -43,7 +41,7 @@ class _Story:
 
     def __init__(self) -> None:
         self._begun = time.monotonic()
-        self.counts = {"callbacks": 0, "deliveries": 0, "polls": 0}
+        self.counts = {"callback": 0, "stream event": 0, "poll": 0, "delivery": 0}
 
     def say(self, who: str, what: str) -> None:
         """Print one line."""
@@ -52,19 +50,29 @@ class _Story:
     def __call__(self, logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
         match event.get("event"):
             case "sandbox.task":
-                self.say("kling", f"task {event['task_id']} is {event['status']}: it calls back")
+                tells = ": it tells us" if event["tells"] else ""
+                self.say(event["vendor"], f"task {event['task_id']} is {event['status']}{tells}")
             case "task.changed" if event.get("source") == "callback":
-                self.counts["callbacks"] += 1
+                self.counts["callback"] += 1
                 self.say("receiver", f"callback verified and stored: {event['status']}")
             case "callback.unchanged":
-                self.counts["callbacks"] += 1
+                self.counts["callback"] += 1
                 self.say("receiver", f"callback verified: {event['status']}, which is known already")
+            case "callback.doubted":
+                self.counts["callback"] += 1
+                self.say("receiver", f"callback verified: {event['status']}; unsigned, so the vendor is asked")
+            case "stream.opened":
+                self.say("receiver", f"listens to the event stream of {event['vendor']}")
+            case "task.changed" if event.get("source") == "stream":
+                self.counts["stream event"] += 1
+                self.say("receiver", f"told by the event stream, and stored: {event['status']}")
             case "task.changed" if event.get("source") == "poll":
-                self.counts["polls"] += 1
+                self.counts["poll"] += 1
+                self.say("receiver", f"asked the vendor, and stored: {event['status']}")
             case "task.changed":
                 self.say("submitter", f"stored: {event['status']}, task_id {event['task_id']}")
             case "delivery.attempted":
-                self.counts["deliveries"] += event["result"] == "done"
+                self.counts["delivery"] += event["result"] == "done"
                 seconds = event["seconds"]
                 self.say("receiver", f"told the hook {event['hook']} in {seconds * 1000:.0f} ms: {event['answer']}")
             case _ if method in ("warning", "error"):
@@ -72,8 +80,9 @@ class _Story:
         raise structlog.DropEvent
 
 
-async def run_demo(directory: Path) -> int:
-    """Run the demo and return its exit status; everything that it makes is in `directory`."""
+async def run_demo(directory: Path, vendor: str) -> int:
+    """Run the demo with a vendor's stand-in and return its exit status; all that it makes is in `directory`."""
+    stand_in = sandbox_class(vendor)
     story = _Story()
     log.tell(story)
     directory.mkdir(parents=True, exist_ok=True)
@@ -85,8 +94,10 @@ async def run_demo(directory: Path) -> int:
     sandbox_socket, sandbox_url = free_socket()
     receiver_socket, receiver_url = free_socket()
     hook_socket, hook_url = free_socket()
-    kling_secret, hook_secret, key = (base64.b64encode(clock.new_key(KEY_BYTES)).decode() for _ in range(3))
+    vendor_secret, hook_secret, key = (base64.b64encode(clock.new_key(KEY_BYTES)).decode() for _ in range(3))
     config = directory / "relay.toml"
+    sandbox = stand_in(pace_s=1.0, secret=f"whsec_{vendor_secret}")
+    made = create_sandbox([sandbox], base_url=sandbox_url)
     config.write_text(f'[[hook]]\nname = "demo"\nurl = "{hook_url}/events"\nsecret = "env:DEMO_HOOK_SECRET"\n')
     settings = load_receiver_settings(
         {
@@ -96,23 +107,25 @@ async def run_demo(directory: Path) -> int:
             "KLING_RELAY_KEYS": f"demo:{key}",
             "KLING_RELAY_MEDIA_STORE": str(directory / "media"),
             "KLING_RELAY_ALLOW_HOSTS": "127.0.0.1",
-            "KLING_API_KEY": API_KEY,
-            "KLING_BASE_URL": sandbox_url,
-            "KLING_WEBHOOK_SECRET": f"whsec_{kling_secret}",
             "DEMO_HOOK_SECRET": f"whsec_{hook_secret}",
+            **sandbox.environ(),
         }
     )
-    kling = KlingSandbox(pace_s=1.0, secret=f"whsec_{kling_secret}")
     told: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
     async with AsyncExitStack() as stack:
         enter = stack.enter_async_context
         await enter(listening(_hook_app(f"whsec_{hook_secret}", told, story, clock), hook_socket))
-        await enter(listening(create_sandbox(kling, base_url=sandbox_url), sandbox_socket))
+        await enter(listening(made, sandbox_socket))
         await enter(listening(build_app(settings), receiver_socket))
         story.say("demo", f"sandbox {sandbox_url}, receiver {receiver_url}, hook {hook_url}")
         submitter = await enter(Submitter.from_settings(settings.common))
         request = MotionControl(
-            image=image, video=video, character_orientation="video", mode="std", metadata={"order": "42"}
+            image=image,
+            video=video,
+            character_orientation="video",
+            prompt="on a beach",
+            metadata={"order": "42"},
+            vendor=vendor,
         )
         task = await submitter.submit(request)
         done = await task.result(timeout=TIMEOUT_S)
@@ -128,15 +141,13 @@ async def run_demo(directory: Path) -> int:
     click.echo(msgspec.json.format(msgspec.json.encode(task_data(done)), indent=2).decode())
     click.echo()
     counts = story.counts
-    click.echo(
-        f"{counts['callbacks']} callbacks, {counts['deliveries']} deliveries, {counts['polls']} polls. "
-        f"The result is {result}."
-    )
+    summary = ", ".join(f"{what}: {count}" for what, count in counts.items())
+    click.echo(f"{summary}. The result is {result}.")
     click.echo(f"Kept in {directory}/: relay.db (the ledger), relay.toml (the hook), media/ (the uploads).")
     ledger = f"KLING_RELAY_LEDGER=sqlite:///{directory / 'relay.db'}"
     command = sys.argv[0] if Path(sys.argv[0]).name == "kling-relay" else "kling-relay"
     click.echo(f"Try next: {ledger} {command} tasks show {done.external_task_id}")
-    click.echo("Then, with a Kling key, the README's quickstart.")
+    click.echo(f"Then, with a key of {vendor}, the README's quickstart.")
     return 0
 
 

@@ -19,9 +19,9 @@ from submitter.clock import Clock
 from submitter.egress import is_public, resolve
 from submitter.errors import LedgerUnavailable, RelayError
 from submitter.http import VendorHttp
+from submitter.installed import vendors
 from submitter.ledger import open_ledger
 from submitter.settings import VendorSettings
-from submitter.vendors import CONFIGURE
 from submitter.vendors.base import HttpAnswer
 
 CLOCK_WARN_S, CLOCK_FAIL_S = 30, 240
@@ -75,7 +75,7 @@ async def examine(settings: ReceiverSettings, clock: Clock) -> AsyncIterator[Fin
         async for finding in _vendor(name, vendor, settings, clock):
             yield finding
     if not settings.common.vendors:
-        remedies = " ".join(setup.credentials_remedy for setup in CONFIGURE.values())
+        remedies = " ".join(setup.credentials_remedy for setup in vendors().values())
         yield Finding("vendors", "warn", "none has credentials: nothing can be submitted or polled from here", remedies)
     async for finding in _public_url(settings, clock):
         yield finding

@@ -4,6 +4,7 @@ What a vendor says goes through the same `transition` as a callback. A task that
 its callbacks is never asked about.
 """
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
@@ -14,12 +15,15 @@ from submitter.clock import Clock
 from submitter.errors import Unintelligible, VendorRefused
 from submitter.http import VendorHttp
 from submitter.ledger.base import Ledger, Quarantined
+from submitter.observe import observe
 from submitter.settings import VendorSettings
-from submitter.task import Observation, Task, Unheard, transition
+from submitter.task import Observation, Task, Unheard
 from submitter.vendors.base import HttpAnswer, Query
 
 LEASE_S = 120
 BATCH = 200
+AT_ONCE = 8
+"""Queries under way at one vendor: some take one task a query."""
 
 log = structlog.get_logger("poll")
 
@@ -72,13 +76,19 @@ class Poller:
             await self._unheard(tasks, "its vendor cannot be asked: no credentials")
             return
         queries = settings.vendor.queries(tasks, self._clock.now_s())
-        while queries:
-            query = queries.pop()
-            more = await self._run(settings, query)
-            if more is not None:
-                queries.append(more)
+        asked = {task.external_task_id for query in queries for task in query.tasks}
+        left = [task for task in tasks if task.external_task_id not in asked]
+        await self._unheard(left, f"{name} gave it no id, and cannot be asked for a task by yours")
 
-    async def _run(self, settings: VendorSettings, query: Query) -> Query | None:
+        async def work() -> None:
+            while queries:
+                queries.extend(await self._run(settings, queries.pop()))
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(min(AT_ONCE, len(queries))):
+                group.create_task(work())
+
+    async def _run(self, settings: VendorSettings, query: Query) -> tuple[Query, ...]:
         name = settings.vendor.name
         outcome = await self._http.run(query.request)
         self.asked += len(query.tasks)
@@ -90,7 +100,7 @@ class Poller:
             self._count(name, "failed", query)
             log.warning("poll.failed", vendor=name, tasks=len(query.tasks), reason=str(error))
             await self._unheard(query.tasks, "")
-            return None
+            return ()
         self._count(name, "answered", query)
         for task in query.tasks:
             id = task.external_task_id
@@ -105,7 +115,7 @@ class Poller:
                 await self._ledger.quarantine(Quarantined(id, name, self._clock.now_ms(), reason, body))
                 await self._observe(id, Unheard(f"the vendor says what we do not understand: {reason}"))
             elif id in findings.absent:
-                await self._observe(id, Unheard())
+                await self._observe(id, Unheard(f"{name} does not know it, now or any more"))
         return findings.more
 
     async def _unheard(self, tasks: Sequence[Task], message: str) -> None:
@@ -113,16 +123,7 @@ class Poller:
             await self._observe(task.external_task_id, Unheard(message))
 
     async def _observe(self, external_task_id: str, observation: Observation) -> None:
-        now_ms = self._clock.now_ms()
-        applied = await self._ledger.apply(external_task_id, lambda task: transition(task, observation, now_ms))
-        if applied.transition is not None and applied.transition.event_type is not None:
-            log.info(
-                "task.changed",
-                vendor=applied.task.vendor,
-                external_task_id=external_task_id,
-                status=applied.task.status.value,
-                source="poll",
-            )
+        await observe(self._ledger, external_task_id, observation, self._clock.now_ms(), source="poll")
 
     def _count(self, vendor: str, result: str, query: Query) -> None:
         if self._metrics is not None:

@@ -14,6 +14,7 @@ from receiver.app import create_app
 from receiver.callback import Door, Verify
 from receiver.delivery import Dispatcher
 from receiver.destinations import open_destination
+from receiver.listen import Listener
 from receiver.metrics import PrometheusMetrics
 from receiver.poll import Poller
 from receiver.settings import ReceiverSettings, load_receiver_settings
@@ -21,9 +22,10 @@ from receiver.worker import Worker
 from submitter.callback_url import KeyRing
 from submitter.clock import Clock
 from submitter.http import VendorHttp
+from submitter.installed import vendors
 from submitter.ledger import Ledger, open_ledger
 from submitter.media_store import directory_of
-from submitter.vendors import CONFIGURE
+from submitter.vendors.base import Streams
 
 GC_THRESHOLDS = (20_000, 20, 100)
 
@@ -52,7 +54,12 @@ def open_service(settings: ReceiverSettings, *, clock: Clock | None = None) -> S
     destinations = {hook.name: open_destination(hook, settings.common.allow_hosts) for hook in settings.hooks}
     dispatcher = Dispatcher(ledger, settings.hooks, destinations, clock, metrics)
     poller = Poller(ledger, settings.common.vendors, http, clock, metrics)
-    return Service(settings, ledger, Worker(ledger, dispatcher, poller), http, metrics)
+    listeners = [
+        Listener(ledger, configured.vendor, http, clock)
+        for configured in settings.common.vendors.values()
+        if isinstance(configured.vendor, Streams)
+    ]
+    return Service(settings, ledger, Worker(ledger, dispatcher, poller, listeners), http, metrics)
 
 
 def verify_of(settings: ReceiverSettings) -> Verify:
@@ -61,7 +68,7 @@ def verify_of(settings: ReceiverSettings) -> Verify:
     """
     settings.require_keys()
     doors = {}
-    for name, setup in CONFIGURE.items():
+    for name, setup in vendors().items():
         configured = settings.common.vendors.get(name)
         vendor = configured.vendor if configured else setup.reader
         doors[name] = Door(vendor, settings.secrets[name], settings.confirm[name])

@@ -7,8 +7,8 @@ import msgspec
 from receiver.hooks import Hook, read_hooks
 from receiver.signature import Secret, read_secret
 from submitter.errors import InvalidSettings
+from submitter.installed import vendors
 from submitter.settings import Settings, no_keys, open_reader, read_settings
-from submitter.vendors import CONFIGURE
 
 CONFIRM = ("never", "terminal", "always")
 
@@ -43,7 +43,7 @@ def load_receiver_settings(environ: Mapping[str, str] | None = None) -> Receiver
     hooks = read_hooks(reader.table.get("hook", []), reader.secret, reader.problems)
     secrets: dict[str, tuple[Secret, ...]] = {}
     confirm: dict[str, str] = {}
-    for name, setup in CONFIGURE.items():  # a receiver needs no vendor's API key to hear its callbacks
+    for name, setup in vendors().items():  # a receiver needs no vendor's API key to hear its callbacks
         default = "never" if setup.reader.signs_callbacks else "terminal"
         confirm[name] = reader.choice("confirm", CONFIRM, default, vendor=name)
         variable = f"{name.upper()}_WEBHOOK_SECRET"

@@ -1,12 +1,13 @@
-"""The loops behind the receiver. Woken by commits; a timer only for what is due later."""
+"""The loops behind the receiver. Woken by commits, or by a vendor's stream; a timer only for what is due later."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 
 import structlog
 
 from receiver.delivery import Dispatcher
+from receiver.listen import Listener
 from receiver.poll import Poller
 from submitter.errors import LedgerUnavailable
 from submitter.ledger.base import Ledger
@@ -25,21 +26,25 @@ Step = Callable[[], Awaitable[float | None]]
 class Worker:
     """Delivers and polls until it is stopped, or for one tick."""
 
-    def __init__(self, ledger: Ledger, dispatcher: Dispatcher, poller: Poller) -> None:
+    def __init__(
+        self, ledger: Ledger, dispatcher: Dispatcher, poller: Poller, listeners: Sequence[Listener] = ()
+    ) -> None:
         self._ledger = ledger
         self._dispatcher = dispatcher
         self._poller = poller
+        self._listeners = listeners
         self._loops: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
-        """Begin both loops in the running event loop."""
+        """Begin the loops in the running event loop."""
         self._loops = [
             asyncio.create_task(self._run("deliver", self._dispatcher.dispatch, DELIVER_EVERY_S)),
             asyncio.create_task(self._run("poll", self._poller.poll, POLL_EVERY_S)),
+            *(asyncio.create_task(listener.run()) for listener in self._listeners),
         ]
 
     async def stop(self) -> None:
-        """End both loops, then wait for the attempts under way."""
+        """End the loops, then wait for the attempts under way."""
         for loop in self._loops:
             loop.cancel()
         for loop in self._loops:

@@ -121,8 +121,9 @@ class VendorRefused(RelayError):
     """The vendor surely did not do what was asked; a create made no task and costs nothing.
 
     `retryable` tells whether the same request can succeed later without a person acting;
-    `retry_after_s` is the vendor's own wish in seconds, where it stated one. An `http_status` of
-    0 means that it was not reached at all.
+    `elsewhere`, whether another vendor may take it (no balance, no capacity, maintenance, not
+    permitted). `retry_after_s` is the vendor's own wish in seconds, where it stated one. An
+    `http_status` of 0 means that it was not reached at all.
     """
 
     status = 502
@@ -136,6 +137,7 @@ class VendorRefused(RelayError):
         message: str,
         remedy: str,
         retryable: bool,
+        elsewhere: bool = False,
         retry_after_s: float | None = None,
     ) -> None:
         self.vendor = vendor
@@ -144,6 +146,7 @@ class VendorRefused(RelayError):
         self.message = message
         self.remedy = remedy
         self.retryable = retryable
+        self.elsewhere = elsewhere
         self.retry_after_s = retry_after_s
         super().__init__(
             f"{vendor} refused: {message or 'no reason given'} (HTTP {http_status}, code {code}). {remedy}"
@@ -151,9 +154,16 @@ class VendorRefused(RelayError):
 
 
 class SubmissionUnknown(RelayError):
-    """A create was sent and nobody knows whether it made a task; it is never simply repeated."""
+    """A create was sent and nobody knows whether it made a task; it is never simply repeated.
+
+    `refusal` is what the vendor answered, where its answer leaves open whether there is a task.
+    """
 
     status = 502
+
+    def __init__(self, message: str, refusal: VendorRefused | None = None) -> None:
+        self.refusal = refusal
+        super().__init__(message)
 
 
 class LedgerUnavailable(RelayError):

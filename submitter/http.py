@@ -6,6 +6,8 @@ connection, so that a connection which the vendor closed while idle is never mis
 """
 
 import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import httpx
 import msgspec
@@ -31,6 +33,7 @@ class VendorHttp:
     """The connections to the vendors."""
 
     def __init__(self, *, connect_timeout_s: float = 10, answer_timeout_s: float = 60) -> None:
+        self._connect_timeout_s = connect_timeout_s
         timeout = httpx.Timeout(answer_timeout_s, connect=connect_timeout_s, pool=None)
         verify = ssl.create_default_context()
         self._once = httpx.AsyncClient(
@@ -58,6 +61,15 @@ class VendorHttp:
             return NotSent(_reason(error))
         except (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL) as error:
             return Unanswered(_reason(error))
+
+    @asynccontextmanager
+    async def stream(self, request: HttpRequest, *, silence_s: float) -> AsyncIterator[httpx.Response]:
+        """Open an answer that goes on; raise httpx.ReadTimeout once nothing came for `silence_s`."""
+        timeout = httpx.Timeout(silence_s, connect=self._connect_timeout_s)
+        async with self._once.stream(
+            request.method, request.url, headers=request.headers, content=request.body, timeout=timeout
+        ) as response:
+            yield response
 
     async def close(self) -> None:
         """Close every connection."""

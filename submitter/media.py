@@ -12,6 +12,7 @@ import hashlib
 import io
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Literal
 
 import httpx
 import imagesize
@@ -37,6 +38,11 @@ class Medium(msgspec.Struct, frozen=True):
     url: str | None = None
     path: Path | None = None
     inline: bytes | None = None
+
+    @property
+    def kind(self) -> Literal["url", "file", "inline"]:
+        """How it is given."""
+        return "url" if self.url is not None else "file" if self.path is not None else "inline"
 
 
 class Probe(msgspec.Struct, frozen=True):

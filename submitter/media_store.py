@@ -1,4 +1,4 @@
-"""Gives a local file a public URL: vendors fetch videos, they take no uploads.
+"""Gives a local file a public URL: vendors fetch media, they take no uploads.
 
 Two kinds: a directory that `serve` publishes at `/media/...` under unguessable URLs, and any
 object store that obstore speaks (S3, GCS, Azure), by presigned URLs. A file is stored under its
@@ -71,7 +71,8 @@ class ObjectStore:
             try:
                 await obstore.head_async(self._store, key)
             except FileNotFoundError:
-                await obstore.put_async(self._store, key, path, attributes={"Content-Type": f"video/{format}"})
+                kind = "image" if format in ("png", "jpeg") else "video"
+                await obstore.put_async(self._store, key, path, attributes={"Content-Type": f"{kind}/{format}"})
             return str(await obstore.sign_async(self._store, "GET", key, timedelta(seconds=URL_LIVES_S)))
         except (BaseError, OSError) as error:
             said = str(error).partition("\n")[0][:300]

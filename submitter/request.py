@@ -5,10 +5,13 @@ knows a number.
 """
 
 import re
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import Literal
 
 import msgspec
+from msgspec.structs import replace
 
 from submitter.errors import Problem
 
@@ -23,15 +26,17 @@ class MotionControl(msgspec.Struct, frozen=True, kw_only=True):
 
     `image` is a URL, a file or base64; `video` is a URL or a file (which needs a media store).
     `character_orientation` says whose facing the result keeps, and how long the motion may be.
-    `mode` is `std` (720p) or `pro` (1080p). `element_id` (kling-v3 only) needs the orientation
-    `video`. Without an `external_task_id` a UUIDv7 is made; repeating a request with the same
-    id never makes a second task. `metadata` comes back in every event.
+    `mode` is `std` (720p) or `pro` (1080p); None is the first that the vendor makes. `element_id`
+    (kling-v3 only) needs the orientation `video`. Without an `external_task_id` a UUIDv7 is made;
+    repeating a request with the same id never makes a second task. `metadata` comes back in every
+    event. `vendor` may name several, comma-separated: a request that one surely refuses, for a
+    reason that another may not share, goes to the next.
     """
 
     image: str | Path
     video: str | Path
     character_orientation: str
-    mode: str = "std"
+    mode: str | None = None
     model: str = "kling-v3"
     prompt: str = ""
     negative_prompt: str = ""
@@ -41,6 +46,11 @@ class MotionControl(msgspec.Struct, frozen=True, kw_only=True):
     external_task_id: str | None = None
     metadata: dict[str, str] = {}
     vendor: str = "kling"
+
+    @property
+    def vendors(self) -> tuple[str, ...]:
+        """The vendors to try, in this order."""
+        return tuple(dict.fromkeys(filter(None, (name.strip() for name in self.vendor.split(",")))))
 
 
 class MediaLimits(msgspec.Struct, frozen=True):
@@ -55,7 +65,12 @@ class MediaLimits(msgspec.Struct, frozen=True):
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """What a vendor takes as one request. Durations in seconds, by orientation."""
+    """What a vendor takes as one request, and what it can do: read by preflight, shown by `kling-relay vendors`.
+
+    Durations in seconds, by orientation. `inline_image`: it takes an image's bytes, and not only
+    URLs. `own_id`: it takes the external_task_id, and can be asked by it, so that a create whose
+    answer was lost can be looked for. `url_lives` says how long a result can be fetched.
+    """
 
     source: str
     image: MediaLimits
@@ -63,9 +78,16 @@ class Limits(msgspec.Struct, frozen=True):
     durations_s: dict[str, tuple[float, float]]
     prompt_chars: int
     models: tuple[str, ...]
+    url_lives: str
+    modes: tuple[str, ...] = ("std", "pro")
+    prompt_required: bool = False
+    negative_prompt_chars: int = 0
     element_models: tuple[str, ...] = ()
-    negative_prompt: bool = False
-    watermark: bool = True
+    watermark: bool = False
+    inline_image: bool = False
+    own_id: bool = False
+    ids_per_query: int = 1
+    notes: tuple[str, ...] = ()
 
 
 class MediaFacts(msgspec.Struct, frozen=True):
@@ -87,19 +109,22 @@ def check_request(request: MotionControl, limits: Limits) -> list[Problem]:
     """Return what is wrong with a request's own words, all of it."""
     problems = [
         *_check_choice("character_orientation", request.character_orientation, ("image", "video")),
-        *_check_choice("mode", request.mode, ("std", "pro")),
+        *_check_choice("mode", mode_of(request, limits), limits.modes),
         *_check_choice("model", request.model, limits.models),
     ]
+    if limits.prompt_required and not request.prompt.strip():
+        problems.append(Problem("prompt", "none", "this vendor requires one", "Say what the scene is."))
     if len(request.prompt) > limits.prompt_chars:
         problems.append(
             Problem(
                 "prompt", f"{len(request.prompt)} characters", f"at most {limits.prompt_chars}", "Shorten the prompt."
             )
         )
-    if request.negative_prompt and not limits.negative_prompt:
-        problems.append(
-            Problem("negative_prompt", "given", "this vendor has none", "Leave it out, or say it in the prompt.")
-        )
+    if len(request.negative_prompt) > limits.negative_prompt_chars:
+        limit, remedy = f"at most {limits.negative_prompt_chars}", "Shorten it."
+        if limits.negative_prompt_chars == 0:
+            limit, remedy = "this vendor takes none", "Leave it out, or say it in the prompt."
+        problems.append(Problem("negative_prompt", f"{len(request.negative_prompt)} characters", limit, remedy))
     if request.watermark and not limits.watermark:
         problems.append(Problem("watermark", "true", "this vendor makes none", "Leave it out."))
     if request.element_id is not None:
@@ -124,6 +149,34 @@ def check_request(request: MotionControl, limits: Limits) -> list[Problem]:
             )
         )
     return problems
+
+
+def check_source(
+    field: str, kind: Literal["url", "file", "inline"], limits: Limits, *, has_store: bool
+) -> list[Problem]:
+    """Return what is wrong with how a medium is given: some vendors only fetch URLs."""
+    takes_bytes = field == "image" and limits.inline_image
+    if kind == "url" or takes_bytes or (kind == "file" and has_store):
+        return []
+    value = "base64" if kind == "inline" else "a local file"
+    store = "a file and KLING_RELAY_MEDIA_STORE" if kind == "inline" else "set KLING_RELAY_MEDIA_STORE"
+    remedy = f"Give a URL, or {store} (a bucket, or a directory that `serve` publishes)."
+    return [Problem(field, value, "a URL that the vendor can fetch", remedy)]
+
+
+def mode_of(request: MotionControl, limits: Limits) -> str:
+    """Return the request's mode: the vendor's first, unless one was chosen."""
+    return request.mode or limits.modes[0]
+
+
+def name_who_can(problems: Sequence[Problem], elsewhere: Mapping[str, Sequence[Problem]]) -> list[Problem]:
+    """Add to each problem's remedy the vendors that have none with this field (`elsewhere`: theirs)."""
+    told = []
+    for problem in problems:
+        able = [name for name, others in elsewhere.items() if problem.field not in {other.field for other in others}]
+        remedy = f"{problem.remedy} Or use {' or '.join(able)}, where it is no problem." if able else problem.remedy
+        told.append(replace(problem, remedy=remedy))
+    return told
 
 
 def check_media(

@@ -12,16 +12,16 @@ import msgspec
 
 from submitter.callback_url import KeyRing
 from submitter.errors import InvalidSettings, Problem
+from submitter.installed import vendors as installed_vendors
 from submitter.schedule import Backoff, Patience
-from submitter.vendors import CONFIGURE
-from submitter.vendors.base import Vendor
+from submitter.vendors.base import CallbackSetting, Vendor
 
 CONFIG_FILE = "relay.toml"
 
 # What may stand at the top of relay.toml; each is also KLING_RELAY_<NAME>.
 COMMON = ("public_url", "ledger", "keys", "allow_hosts", "poll_after_s", "abandon_after_s", "media_store", "parallel")
 RECEIVER = ("tick_token", "log", "body_limit")
-OF_VENDOR = ("confirm", "parallel", "poll_after_s")
+OF_VENDOR = ("confirm", "callbacks", "parallel", "poll_after_s")
 
 
 class VendorSettings(msgspec.Struct, frozen=True):
@@ -30,6 +30,7 @@ class VendorSettings(msgspec.Struct, frozen=True):
     vendor: Vendor
     parallel: int | None
     patience: Patience
+    callbacks: CallbackSetting
 
 
 class Settings(msgspec.Struct, frozen=True):
@@ -64,10 +65,11 @@ class Settings(msgspec.Struct, frozen=True):
         """Return a configured vendor, or raise InvalidSettings."""
         if name in self.vendors:
             return self.vendors[name]
-        if name in CONFIGURE:
-            problem = Problem(name, "no credentials", "an API key", CONFIGURE[name].credentials_remedy)
+        known = installed_vendors()
+        if name in known:
+            problem = Problem(name, "no credentials", "an API key", known[name].credentials_remedy)
         else:
-            problem = Problem("vendor", repr(name), f"one of {', '.join(CONFIGURE)}", "Choose one of them.")
+            problem = Problem("vendor", repr(name), f"one of {', '.join(known)}", "Choose one of them.")
         raise InvalidSettings([problem])
 
 
@@ -97,6 +99,8 @@ class Reader:
         value = table.get(name)
         if isinstance(value, list):
             value = ",".join(str(item) for item in value)
+        if isinstance(value, bool):
+            value = str(value).lower()
         return None if value is None else self.secret(f"{name} in {CONFIG_FILE}", str(value))
 
     def number(self, name: str, default: float | None, *, vendor: str | None = None, least: float = 0) -> float | None:
@@ -214,14 +218,15 @@ def _public_url(reader: Reader) -> str | None:
 
 
 def _vendors(reader: Reader) -> dict[str, VendorSettings]:
-    reader.check_names(reader.table.get("vendor", {}), tuple(CONFIGURE), "vendor")
+    known = installed_vendors()
+    reader.check_names(reader.table.get("vendor", {}), tuple(known), "vendor")
     vendors = {}
     common = _Common(
         reader.number("poll_after_s", None, least=0.01),
         reader.number("abandon_after_s", None, least=1),
         reader.number("parallel", None, least=1),
     )
-    for name, vendor in CONFIGURE.items():
+    for name, vendor in known.items():
         variables = {
             key: reader.secret(f"vendor.{name}.{key}", str(value)) or ""
             for key, value in reader.vendor_table(name).items()
@@ -264,4 +269,13 @@ def _vendor(reader: Reader, name: str, vendor: Vendor, common: _Common) -> Vendo
         vendor=vendor,
         parallel=None if parallel is None else int(parallel),
         patience=Patience(silence, asking, common.abandon_after_s or usual.abandon_after_s),
+        callbacks=_callbacks(reader, name, vendor),
     )
+
+
+def _callbacks(reader: Reader, name: str, vendor: Vendor) -> CallbackSetting:
+    usual = vendor.callbacks if vendor.callbacks == "auto" else str(vendor.callbacks).lower()
+    chosen = reader.choice("callbacks", ("true", "false", "auto"), usual, vendor=name)
+    if chosen != "false" and vendor.callbacks is False:
+        reader.problem(f"vendor.{name}.callbacks", chosen, f"{name} calls nobody back", "Leave it out.")
+    return "auto" if chosen == "auto" else chosen == "true"

@@ -15,7 +15,7 @@ import structlog
 from submitter.asked import asked_of, differences, request_again
 from submitter.callback_url import callback_url
 from submitter.clock import Clock
-from submitter.create import SENDING_LEASE_S, Creator
+from submitter.create import SENDING_LEASE_S, Candidate, Creator
 from submitter.egress import guarded_client
 from submitter.errors import (
     IdConflict,
@@ -23,18 +23,32 @@ from submitter.errors import (
     Problem,
 )
 from submitter.http import VendorHttp
+from submitter.installed import limits as installed_limits
+from submitter.learned import WITNESSES, patience_with
 from submitter.ledger import Ledger, open_ledger
 from submitter.ledger.base import Reserved
-from submitter.media import Medium, Probe, open_medium, probe
+from submitter.media import Medium, open_medium, probe
 from submitter.media_store import MediaStore, open_media_store
-from submitter.request import MotionControl, check_media, check_request
+from submitter.request import (
+    Limits,
+    MediaFacts,
+    MotionControl,
+    check_media,
+    check_request,
+    check_source,
+    mode_of,
+    name_who_can,
+)
 from submitter.schedule import LOOK_FOR_S
-from submitter.settings import Settings, VendorSettings, load_settings
+from submitter.settings import Settings, load_settings
 from submitter.task import (
     NOT_ANSWERED,
     SETTLED,
+    Doubted,
+    Report,
     Task,
     TaskStatus,
+    Tried,
     may_send,
     transition,
 )
@@ -45,13 +59,16 @@ log = structlog.get_logger("submitter")
 
 
 class Prepared(msgspec.Struct, frozen=True):
-    """A request that passed preflight: its id, its media, what was asked for, and what was not checked."""
+    """A request that passed preflight: the vendors that can do it, its id, its media with their
+    formats by field, what was asked for, and what was not checked.
+    """
 
     request: MotionControl
+    vendors: tuple[str, ...]
     external_task_id: str
     image: Medium
     video: Medium
-    video_format: str
+    formats: dict[str, str]
     asked: dict[str, str]
     warnings: tuple[str, ...]
 
@@ -112,80 +129,127 @@ class Submitter:
         VendorRefused (surely not created) and SubmissionUnknown (perhaps created: it is looked
         for, and never simply sent again).
         """
-        if callback:
-            self._settings.require_callbacks()
         prepared = await self.prepare(request)
         for warning in prepared.warnings:
             log.warning("request.not_checked", external_task_id=prepared.external_task_id, reason=warning)
         return await self.submit_prepared(prepared, callback=callback)
 
     async def prepare(self, request: MotionControl) -> Prepared:
-        """Check a request and its media against the vendor's limits; raise InvalidRequest with every problem."""
-        vendor = self._settings.require_vendor(request.vendor).vendor
-        problems = check_request(request, vendor.limits)
+        """Check a request and its media against the limits of each of its vendors.
+
+        A vendor that cannot do it is left out, with a warning; when none can, InvalidRequest
+        names every problem, and who can.
+        """
+        if not request.vendors:
+            known = ", ".join(installed_limits())
+            raise InvalidRequest([Problem("vendor", repr(request.vendor), f"of {known}", "Name one, or several.")])
+        limits = {name: self._settings.require_vendor(name).vendor.limits for name in request.vendors}
         image = open_medium("image", request.image, inline=True)
         video = open_medium("video", request.video, inline=False)
-        probes: dict[str, Probe] = {}
-        for medium in (image, video):
-            if isinstance(medium, Problem):
-                problems.append(medium)
-            else:
-                probes[medium.field] = found = await probe(medium, self._media)
-                problems.extend(found.problems)
+        problems = [medium for medium in (image, video) if isinstance(medium, Problem)]
+        media = [medium for medium in (image, video) if isinstance(medium, Medium)]
+        probes = {medium.field: await probe(medium, self._media) for medium in media}
+        for found in probes.values():
+            problems.extend(found.problems)
         facts = {field: found.facts for field, found in probes.items()}
-        problems.extend(check_media(request, vendor.limits, facts.get("image"), facts.get("video")))
-        if isinstance(video, Medium) and video.path is not None and self._store() is None:
-            problems.append(
-                Problem(
-                    "video",
-                    f"the file {video.path.name}",
-                    "a URL that the vendor can fetch",
-                    "Set KLING_RELAY_MEDIA_STORE (a bucket, or a directory that `serve` publishes), or give a URL.",
-                )
-            )
-        if problems or isinstance(image, Problem) or isinstance(video, Problem):
-            raise InvalidRequest(problems)
-        video_facts = facts["video"]
+        wrong = {
+            name: self._problems(request, media, facts, theirs)
+            for name, theirs in (installed_limits() | limits).items()
+        }
+        able = tuple(name for name in request.vendors if not wrong[name])
+        if problems or not able or isinstance(image, Problem) or isinstance(video, Problem):
+            raise InvalidRequest([*problems, *name_who_can(wrong[request.vendors[0]], wrong)])
         return Prepared(
             request=request,
+            vendors=able,
             external_task_id=request.external_task_id or self._clock.new_id(),
             image=image,
             video=video,
-            video_format=(video_facts.format if video_facts else None) or "mp4",
+            formats={field: found.format for field, found in facts.items() if found and found.format},
             asked=await asyncio.to_thread(asked_of, request, image, video),
-            warnings=tuple(found.warning for found in probes.values() if found.warning),
+            warnings=(
+                *(found.warning for found in probes.values() if found.warning),
+                *(f"{name} is left out: {wrong[name][0]}" for name in request.vendors if wrong[name]),
+            ),
         )
 
-    async def submit_prepared(self, prepared: Prepared, *, callback: bool = True) -> SubmittedTask:
-        """Do as `submit` does with a request that was prepared."""
-        if callback:
+    def _problems(
+        self, request: MotionControl, media: list[Medium], facts: dict[str, MediaFacts | None], limits: Limits
+    ) -> list[Problem]:
+        """Return what is wrong with a request at one vendor."""
+        has_store = self._settings.media_store is not None
+        return [
+            *check_request(request, limits),
+            *(
+                problem
+                for medium in media
+                for problem in check_source(medium.field, medium.kind, limits, has_store=has_store)
+            ),
+            *check_media(request, limits, facts.get("image"), facts.get("video")),
+        ]
+
+    async def submit_prepared(
+        self, prepared: Prepared, *, callback: bool = True, surely_absent: bool = False
+    ) -> SubmittedTask:
+        """Do as `submit` does with a request that was prepared.
+
+        `surely_absent`: somebody looked, and no vendor has a task of it.
+        """
+        candidates = [await self._candidate(name) for name in prepared.vendors]
+        if callback and any(candidate.settings.callbacks for candidate in candidates):
             self._settings.require_callbacks()
-        vendor = self._settings.require_vendor(prepared.request.vendor)
-        task, may_exist = await self._reserve(prepared, vendor, callback)
+        task, may_exist = await self._reserve(prepared, candidates, callback)
         if task.status in NOT_ANSWERED:
+            names = [candidate.name for candidate in candidates]
+            if task.vendor not in names:  # it was begun where it cannot be done any more
+                begun = f"its create was begun there, and now {' and '.join(names)} can do it"
+                raise InvalidRequest([Problem("vendor", task.vendor, begun, "Submit it under a new id.")])
+            rest = candidates[names.index(task.vendor) :]
+            if task.status is TaskStatus.SUBMISSION_UNKNOWN:  # what is ambiguous goes nowhere else
+                rest = rest[:1]
             task = await self.creator.create(
-                task, lambda: self.request_of(prepared, callback=task.has_callback), vendor, may_exist=may_exist
+                task,
+                lambda vendor: self.request_of(prepared, vendor, callback=task.is_told),
+                rest,
+                may_exist=may_exist and not surely_absent,
             )
         return SubmittedTask(task, self._watch)
 
-    async def request_of(self, prepared: Prepared, *, callback: bool = True, publish: bool = True) -> HttpRequest:
-        """Return the request that would be sent; without `publish`, a local video is left where it is."""
-        public = self._settings.require_callbacks() if callback else None
+    async def _candidate(self, name: str) -> Candidate:
+        settings = self._settings.require_vendor(name)
+        successes: list[Task] = []
+        if settings.callbacks == "auto":
+            successes = await self._ledger.tasks(status=TaskStatus.SUCCEED, vendor=name, limit=WITNESSES)
+        return Candidate(settings, patience_with(settings, successes))
+
+    async def request_of(
+        self, prepared: Prepared, vendor: str | None = None, *, callback: bool = True, publish: bool = True
+    ) -> HttpRequest:
+        """Return the request that would be sent to `vendor` (the first that can do it); without
+        `publish`, local media are left where they are.
+        """
+        settings = self._settings.require_vendor(vendor or prepared.vendors[0])
+        public = self._settings.require_callbacks() if callback and settings.callbacks else None
         now_s, request, id = self._clock.now_s(), prepared.request, prepared.external_task_id
+        name, limits = settings.vendor.name, settings.vendor.limits
         job = Job(
             request=request,
+            mode=mode_of(request, limits),
             external_task_id=id,
-            image=_image_of(prepared.image),
-            video=await self._video_of(prepared) if publish else prepared.video.url or str(prepared.video.path),
-            callback_url=None if public is None else callback_url(public[0], public[1], request.vendor, id, now_s),
+            image=await self._given(prepared, prepared.image, inline=limits.inline_image, publish=publish),
+            video=await self._given(prepared, prepared.video, inline=False, publish=publish),
+            callback_url=None if public is None else callback_url(public[0], public[1], name, id, now_s),
         )
-        return self._settings.require_vendor(request.vendor).vendor.create(job, now_s)
+        return settings.vendor.create(job, now_s)
 
-    async def retry(self, external_task_id: str, *, new_id: str | None = None) -> SubmittedTask:
+    async def retry(
+        self, external_task_id: str, *, new_id: str | None = None, surely_absent: bool = False
+    ) -> SubmittedTask:
         """Submit a task's request again.
 
         A task that ended (`failed`, `abandoned`) is submitted under a new id. One whose create
-        has no answer keeps its id: it is looked for, and sent only if it is surely absent.
+        has no answer keeps its id: it is looked for, and sent only if it is surely absent, or if
+        somebody who looked says so.
         """
         task = await self._ledger.get(external_task_id)
         if task.status in SETTLED and task.status is not TaskStatus.SUCCEED:
@@ -204,7 +268,29 @@ class Submitter:
                     )
                 ]
             )
-        return await self.submit(request, callback=task.has_callback)
+        prepared = await self.prepare(request)
+        return await self.submit_prepared(prepared, callback=task.is_told, surely_absent=surely_absent)
+
+    async def adopt(self, external_task_id: str, task_id: str) -> SubmittedTask:
+        """Record that the vendor's task `task_id` is the one whose create had no answer.
+
+        It is asked about from then on. Raises InvalidRequest when the task has an answer already.
+        """
+        task = await self._ledger.get(external_task_id)
+        if task.status not in NOT_ANSWERED:
+            raise InvalidRequest(
+                [
+                    Problem(
+                        "external_task_id",
+                        f"{external_task_id} is {task.status.value}",
+                        "created or submission_unknown",
+                        f"It is the vendor's task {task.task_id} already: nothing is to be adopted.",
+                    )
+                ]
+            )
+        report = Report(source="create", status=TaskStatus.SUBMITTED, task_id=task_id)
+        await self.creator.observe(external_task_id, report)
+        return SubmittedTask(await self.creator.observe(external_task_id, Doubted(by_vendor=False)), self._watch)
 
     async def task(self, external_task_id: str) -> SubmittedTask:
         """Return a task that was submitted before, to wait for it; raise TaskNotFound."""
@@ -212,54 +298,69 @@ class Submitter:
 
     # -- reserving ----------------------------------------------------------------------------
 
-    async def _reserve(self, prepared: Prepared, vendor: VendorSettings, callback: bool) -> tuple[Task, bool]:
-        """Return the task with this id, and whether the vendor may know it already.
+    async def _reserve(self, prepared: Prepared, candidates: list[Candidate], callback: bool) -> tuple[Task, bool]:
+        """Return the task with this id, and whether its vendor may know it already.
 
         It was reserved by us just now, or by another whose right to send has ended.
         """
         now_ms = self._clock.now_ms()
-        request = prepared.request
         sender = self._clock.new_id()
         blank = Task(
             external_task_id=prepared.external_task_id,
-            vendor=request.vendor,
+            vendor=candidates[0].name,
             status=TaskStatus.CREATED,
             created_at_ms=now_ms,
             updated_at_ms=now_ms,
-            patience=vendor.patience,
+            patience=candidates[0].patience,
             request=prepared.asked,
-            metadata=request.metadata,
-            has_callback=callback,
+            metadata=prepared.request.metadata,
+            is_told=callback,
         )
         existing = await self._ledger.get_many([prepared.external_task_id])  # needs no slot
-        reserved = Reserved(existing[0], is_new=False) if existing else await self._reserve_slot(blank, sender, vendor)
+        if existing:
+            reserved = Reserved(existing[0], is_new=False)
+        else:
+            reserved = await self._reserve_slot(blank, sender, candidates)
         if reserved.is_new:
             return reserved.task, False
         different = differences(reserved.task, blank)
         if different:
             raise IdConflict(prepared.external_task_id, different)
-        return await self._take_over(reserved.task, sender)
+        return await self._take_over(reserved.task, sender, candidates[0])
 
-    async def _reserve_slot(self, blank: Task, sender: str, vendor: VendorSettings) -> Reserved:
-        """Store the task once there is room for it; whoever waits, waits in line."""
+    async def _reserve_slot(self, blank: Task, sender: str, candidates: list[Candidate]) -> Reserved:
+        """Store the task once there is room for it at one of the vendors; whoever waits, waits in line."""
         async with self._turn_of(blank.vendor):
             is_queued = False
             while True:
                 mark = self._ledger.mark()
-                now_ms = self._clock.now_ms()
-                born = msgspec.structs.replace(blank, created_at_ms=now_ms, updated_at_ms=now_ms)
-                sending = transition(born, self.creator.sending(sender), now_ms)
-                assert sending is not None
-                reserved = await self._ledger.reserve(sending.task, vendor.parallel)
-                if reserved is not None:
-                    return reserved
+                tried: tuple[Tried, ...] = ()
+                for candidate in candidates:
+                    now_ms = self._clock.now_ms()
+                    born = msgspec.structs.replace(
+                        blank,
+                        vendor=candidate.name,
+                        patience=candidate.patience,
+                        tried=tried,
+                        created_at_ms=now_ms,
+                        updated_at_ms=now_ms,
+                    )
+                    sending = transition(born, self.creator.sending(sender), now_ms)
+                    assert sending is not None
+                    parallel = candidate.settings.parallel
+                    reserved = await self._ledger.reserve(sending.task, parallel)
+                    if reserved is not None:
+                        return reserved
+                    tried = (*tried, Tried(candidate.name, f"our own limit of {parallel} parallel tasks is reached"))
                 if not is_queued:
                     is_queued = True
-                    log.warning("submission.queued", external_task_id=blank.external_task_id, parallel=vendor.parallel)
+                    log.warning("submission.queued", external_task_id=blank.external_task_id, reason=tried[-1].reason)
                 await self._ledger.changed(mark, None)
 
-    async def _take_over(self, task: Task, sender: str) -> tuple[Task, bool]:
-        """Return the task once its create was answered, or once the right to send it is ours."""
+    async def _take_over(self, task: Task, sender: str, first: Candidate) -> tuple[Task, bool]:
+        """Return the task once its create was answered, or once the right to send it is ours, and
+        whether its vendor may know it. What was refused begins anew, at the first vendor.
+        """
         is_waiting = False
         while task.status in NOT_ANSWERED:
             mark = self._ledger.mark()
@@ -268,7 +369,7 @@ class Submitter:
             if may_send(task, now_ms):
                 applied = await self.creator.observe(task.external_task_id, self.creator.sending(sender))
                 if applied.sender == sender:
-                    return applied, not task.refused
+                    return await self.creator.divert(applied, first, None) if task.refused else applied, task.begun
                 task = applied
             else:
                 if not is_waiting:
@@ -296,19 +397,15 @@ class Submitter:
             )
         return self._media_store
 
-    async def _video_of(self, prepared: Prepared) -> str:
-        video = prepared.video
-        if video.path is None:
-            return video.url or ""
-        store = self._store()
-        assert store is not None  # preflight refuses a file without one
-        sha256 = prepared.asked["video"].removeprefix("sha256:")
-        return await store.publish(video.path, sha256, prepared.video_format)
-
-
-def _image_of(image: Medium) -> str:
-    """Return an image as Kling takes it: its URL, or raw base64 without a `data:` prefix."""
-    if image.url is not None:
-        return image.url
-    data = image.inline if image.inline is not None else (image.path.read_bytes() if image.path else b"")
-    return base64.b64encode(data).decode()
+    async def _given(self, prepared: Prepared, medium: Medium, *, inline: bool, publish: bool) -> str:
+        """Return a medium as the vendor takes it: its URL, or (an image, `inline`) raw base64 without a prefix."""
+        if medium.url is not None:
+            return medium.url
+        if inline:
+            data = medium.inline if medium.inline is not None else (medium.path.read_bytes() if medium.path else b"")
+            return base64.b64encode(data).decode()
+        store = self._store() if publish else None
+        if store is None or medium.path is None:
+            return str(medium.path)
+        sha256 = prepared.asked[medium.field].removeprefix("sha256:")
+        return await store.publish(medium.path, sha256, prepared.formats.get(medium.field, "mp4"))

@@ -63,7 +63,7 @@ class Video(msgspec.Struct, frozen=True):
 
 
 class Charge(msgspec.Struct, frozen=True):
-    """What the vendor took: `unit` (resource pack units) or `cash`. Amounts are decimal strings."""
+    """What the vendor took: `unit` (of a resource pack), `cash` or `credit`. Amounts are decimal strings."""
 
     kind: str
     amount: str
@@ -71,12 +71,22 @@ class Charge(msgspec.Struct, frozen=True):
     list_price: str | None = None
 
 
+class Tried(msgspec.Struct, frozen=True, array_like=True):
+    """A vendor that surely made no task of a request, and why the request went to another."""
+
+    vendor: str
+    reason: str
+
+
 class Task(msgspec.Struct, frozen=True, omit_defaults=True):
     """One task as the ledger keeps it.
 
-    `request` is what was asked for (inline media as a digest). `sender` holds the right to send
-    the create request until `sending_until_ms`. `poll_at_ms` is when the vendor is asked next;
-    None is never. `doubted` is set by a report that is not believed before a poll confirms it.
+    `request` is what was asked for (inline media as a digest); `tried` are the vendors that
+    refused it before `vendor`. `is_told` says whether the vendor was asked to report by itself
+    (a callback, an event stream), `was_told` whether it did. `sender` holds the right to send the
+    create request until `sending_until_ms`; `begun` says that one may have left, and is not
+    surely refused. `poll_at_ms` is when the vendor is asked next; None is never. `doubted` is set
+    by a report that is not believed before a poll confirms it.
     """
 
     external_task_id: str
@@ -92,9 +102,12 @@ class Task(msgspec.Struct, frozen=True, omit_defaults=True):
     videos: tuple[Video, ...] = ()
     cost: tuple[Charge, ...] = ()
     sequence: int = 0
-    has_callback: bool = True
+    tried: tuple[Tried, ...] = ()
+    is_told: bool = True
+    was_told: bool = False
     sender: str | None = None
     sending_until_ms: int = 0
+    begun: bool = False
     refused: bool = False
     doubted: bool = False
     polls: int = 0
@@ -106,11 +119,13 @@ class Task(msgspec.Struct, frozen=True, omit_defaults=True):
         return self.created_at_ms + int(self.patience.abandon_after_s * 1000)
 
 
-Source = Literal["create", "callback", "poll"]
+Source = Literal["create", "callback", "stream", "poll"]
 
 
 class Report(msgspec.Struct, frozen=True):
-    """What the vendor said of a task: the answer to create, a callback's body, or a query's answer."""
+    """What the vendor said of a task: the answer to create, a callback's body, an event of its
+    stream, or a query's answer. `unfinished` is an end that has no result yet: it is asked about again.
+    """
 
     source: Source
     status: TaskStatus
@@ -119,19 +134,29 @@ class Report(msgspec.Struct, frozen=True):
     message: str = ""
     videos: tuple[Video, ...] = ()
     cost: tuple[Charge, ...] = ()
+    unfinished: bool = False
 
 
 class Sending(msgspec.Struct, frozen=True):
-    """`sender` is about to send the create request, and holds that right until `until_ms`."""
+    """`sender` holds the right to send the create request until `until_ms`, and `begins` to use it now."""
 
     sender: str
     until_ms: int
+    begins: bool = False
 
 
 class Refused(msgspec.Struct, frozen=True):
     """The vendor surely made no task."""
 
     message: str
+
+
+class Diverted(msgspec.Struct, frozen=True):
+    """The request goes to `vendor`: the one before surely refused, for `reason` (None: it begins anew)."""
+
+    vendor: str
+    patience: Patience
+    reason: str | None
 
 
 class OutcomeUnknown(msgspec.Struct, frozen=True):
@@ -147,10 +172,15 @@ class Unheard(msgspec.Struct, frozen=True):
 
 
 class Doubted(msgspec.Struct, frozen=True):
-    """A report came that must not be believed, or cannot be understood, before the vendor is asked."""
+    """A report came that must not be believed, or cannot be understood, before the vendor is asked.
+
+    `by_vendor` is False when it was a person who made it.
+    """
+
+    by_vendor: bool = True
 
 
-Observation = Report | Sending | Refused | OutcomeUnknown | Unheard | Doubted
+Observation = Report | Sending | Refused | Diverted | OutcomeUnknown | Unheard | Doubted
 
 
 class Transition(msgspec.Struct, frozen=True):
@@ -160,6 +190,9 @@ class Transition(msgspec.Struct, frozen=True):
     event_type: str | None = None
 
 
+TELLING = ("callback", "stream")
+"""The sources by which a vendor speaks without being asked."""
+
 Decide = Callable[[Task], Transition | None]
 
 
@@ -168,8 +201,8 @@ def transition(task: Task, observation: Observation, now_ms: int) -> Transition 
     match observation:
         case Report():
             return _reported(task, observation, now_ms)
-        case Sending(sender, until_ms):
-            return _sending(task, sender, until_ms, now_ms)
+        case Sending():
+            return _sending(task, observation, now_ms)
         case Refused(message):
             if task.status is not TaskStatus.CREATED:
                 return None
@@ -177,6 +210,7 @@ def transition(task: Task, observation: Observation, now_ms: int) -> Transition 
                 replace(
                     task,
                     refused=True,
+                    begun=False,
                     sender=None,
                     sending_until_ms=0,
                     status_message=message,
@@ -184,16 +218,23 @@ def transition(task: Task, observation: Observation, now_ms: int) -> Transition 
                     updated_at_ms=now_ms,
                 )
             )
+        case Diverted(vendor, patience, reason):
+            if task.status is not TaskStatus.CREATED:
+                return None
+            tried = task.tried if reason is None else (*task.tried, Tried(task.vendor, reason))
+            moved = replace(task, vendor=vendor, patience=patience, tried=tried, begun=False, updated_at_ms=now_ms)
+            return Transition(moved)
         case OutcomeUnknown(message):
             if task.status is not TaskStatus.CREATED:
                 return None
             return _become(task, TaskStatus.SUBMISSION_UNKNOWN, now_ms, message=message)
         case Unheard(message):
             return _unheard(task, message, now_ms)
-        case Doubted():
+        case Doubted(by_vendor):
             if task.status in TERMINAL:
                 return None
-            return Transition(replace(task, doubted=True, polls=0, poll_at_ms=now_ms))
+            was_told = task.was_told or by_vendor
+            return Transition(replace(task, doubted=True, was_told=was_told, polls=0, poll_at_ms=now_ms))
 
 
 def may_send(task: Task, now_ms: int) -> bool:
@@ -204,11 +245,11 @@ def may_send(task: Task, now_ms: int) -> bool:
 def next_poll_ms(task: Task, now_ms: int) -> int:
     """Return when to ask the vendor about `task`, which was heard of, or asked about, at `now_ms`.
 
-    Between two moments: the silence that is usual while a callback is expected, or the quicker
+    Between two moments: the silence that is usual while the vendor is expected to tell, or the quicker
     schedule while none is; longer with each poll that brought nothing; never past the deadline.
     """
     patience = task.patience
-    expected = task.has_callback and not task.doubted and task.status is not TaskStatus.SUBMISSION_UNKNOWN
+    expected = task.is_told and not task.doubted and task.status is not TaskStatus.SUBMISSION_UNKNOWN
     backoff = patience.silence if expected else patience.asking
     delay_s = backoff.delay_s(task.polls, spread(task.external_task_id))
     return min(now_ms + int(delay_s * 1000), max(task.abandon_at_ms, now_ms))
@@ -216,13 +257,17 @@ def next_poll_ms(task: Task, now_ms: int) -> int:
 
 def _reported(task: Task, report: Report, now_ms: int) -> Transition | None:
     abandoned = task.status is TaskStatus.ABANDONED
+    if report.unfinished:
+        return _unfinished(task, report, now_ms)
+    if report.source in TELLING and not task.was_told:
+        task = replace(task, was_told=True)
     if RANK[report.status] > RANK[task.status]:
         return _become(
             task,
             report.status,
             now_ms,
             task_id=task.task_id or report.task_id,
-            message=report.message,
+            message=report.message or (_how_it_got_there(task) if report.source == "create" else ""),
             videos=report.videos,
             cost=report.cost or task.cost,
         )
@@ -244,19 +289,37 @@ def _reported(task: Task, report: Report, now_ms: int) -> Transition | None:
     return None
 
 
-def _sending(task: Task, sender: str, until_ms: int, now_ms: int) -> Transition | None:
+def _unfinished(task: Task, report: Report, now_ms: int) -> Transition | None:
+    if task.status in SETTLED:
+        return None
+    if report.source in TELLING:
+        return transition(task, Doubted(), now_ms)
+    return _unheard(replace(task, doubted=True), "", now_ms)
+
+
+def _how_it_got_there(task: Task) -> str:
+    """Say why a task is at this vendor, when others were tried before."""
+    if not task.tried:
+        return ""
+    refusals = "; ".join(f"{tried.vendor}: {tried.reason}" for tried in task.tried)
+    return f"sent to {task.vendor}, since it was refused by {refusals}"
+
+
+def _sending(task: Task, sending: Sending, now_ms: int) -> Transition | None:
+    sender, until_ms = sending.sender, sending.until_ms
     if task.sender != sender and not may_send(task, now_ms):
         return None
     if task.status not in NOT_ANSWERED:
         return None
     if task.refused:  # it begins anew: the days since the refusal do not count against its deadline
-        task = replace(task, created_at_ms=now_ms)
+        task = replace(task, created_at_ms=now_ms, tried=())
     grown_old_ms = min(until_ms + int(task.patience.asking.max_s * 1000), max(task.abandon_at_ms, until_ms))
     return Transition(
         replace(
             task,
             sender=sender,
             sending_until_ms=until_ms,
+            begun=task.begun or sending.begins,
             refused=False,
             poll_at_ms=grown_old_ms,
             updated_at_ms=now_ms,
@@ -271,8 +334,10 @@ def _unheard(task: Task, message: str, now_ms: int) -> Transition | None:
         reason = task.status_message or message or "the vendor never reported an end"
         return _become(task, TaskStatus.ABANDONED, now_ms, message=reason)
     if task.status is TaskStatus.CREATED and may_send(task, now_ms):
-        unknown = "its submitter ended before an answer came, and the vendor does not know it (yet)"
-        return _become(task, TaskStatus.SUBMISSION_UNKNOWN, now_ms, message=message or unknown)
+        unknown = message or "its submitter ended before an answer came, and the vendor does not know it (yet)"
+        if not task.begun:
+            unknown = "its submitter ended before it was sent: submit it again under the same id"
+        return _become(task, TaskStatus.SUBMISSION_UNKNOWN, now_ms, message=unknown)
     asked = replace(task, polls=task.polls + 1)
     return Transition(replace(asked, poll_at_ms=next_poll_ms(asked, now_ms)))
 

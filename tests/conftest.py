@@ -21,12 +21,13 @@ from starlette.staticfiles import StaticFiles
 from receiver.service import build_app
 from receiver.settings import ReceiverSettings, load_receiver_settings
 from submitter.clock import Clock
+from submitter.installed import vendors
 from submitter.ledger.sqlite import SqliteLedger
 from submitter.request import MotionControl
-from submitter.sandbox.app import create_sandbox
+from submitter.sandbox.app import create_sandbox, sandbox_class
+from submitter.sandbox.base import Sandbox
 from submitter.sandbox.faults import Faults
-from submitter.sandbox.kling import KlingSandbox
-from submitter.sandbox.kling_wire import ACCESS_KEY, API_KEY, SECRET_KEY
+from submitter.sandbox.kling_wire import ACCESS_KEY, SECRET_KEY
 from submitter.sandbox.media import make_image, make_video
 from submitter.sandbox.server import free_socket, listening
 from submitter.submit import Submitter
@@ -117,20 +118,20 @@ class Inbox:
 
 
 class World:
-    """A sandbox, a receiver and a hook on loopback, and the settings that join them."""
+    """The vendors' sandboxes, a receiver and a hook on loopback, and the settings that join them."""
 
     def __init__(self, folder: Path, media: Path) -> None:
         self.folder = folder
         self.media = media
         self.inbox = Inbox(media)
-        self.kling = KlingSandbox(pace_s=0.02, slots=1000, secret=WEBHOOK_SECRET)
+        self.sandboxes: dict[str, Sandbox] = {}
+        self.kling = self.stand_in("kling")
         self.stack = AsyncExitStack()
         self.environ = {
             "KLING_RELAY_LEDGER": f"sqlite:///{folder / 'relay.db'}",
             "KLING_RELAY_KEYS": f"test:{KEY}",
             "KLING_RELAY_ALLOW_HOSTS": "127.0.0.1",
             "KLING_RELAY_MEDIA_STORE": str(folder / "published"),
-            "KLING_API_KEY": API_KEY,
             "KLING_WEBHOOK_SECRET": WEBHOOK_SECRET,
             "HOOK_SECRET": HOOK_SECRET,
             "KLING_RELAY_CONFIG": str(folder / "relay.toml"),
@@ -142,12 +143,16 @@ class World:
     async def start(self, *, receiver: bool = True) -> None:
         sandbox_socket, self.sandbox_url = free_socket()
         receiver_socket, self.receiver_url = free_socket()
-        self.environ.setdefault("KLING_BASE_URL", self.sandbox_url)
+        sandbox = create_sandbox(self.sandboxes.values(), base_url=self.sandbox_url)
+        for one in self.sandboxes.values():
+            self.environ = one.environ() | self.environ
+        if "KLING_ACCESS_KEY" in self.environ:
+            del self.environ["KLING_API_KEY"]
         self.environ.setdefault("KLING_RELAY_PUBLIC_URL", self.receiver_url)
         (self.folder / "relay.toml").write_text(self.hooks)
         enter = self.stack.enter_async_context
         await enter(listening(self.inbox.app(), self.hook_socket))
-        await enter(listening(create_sandbox(self.kling, base_url=self.sandbox_url), sandbox_socket))
+        await enter(listening(sandbox, sandbox_socket))
         if receiver:
             await enter(listening(build_app(self.settings), receiver_socket))
         else:
@@ -165,9 +170,15 @@ class World:
     def settings(self) -> ReceiverSettings:
         return load_receiver_settings(self.environ)
 
+    def stand_in(self, vendor: str) -> Sandbox:
+        """Have a vendor's sandbox in this world, and return it."""
+        if vendor not in self.sandboxes:
+            made = sandbox_class(vendor)(pace_s=0.02, slots=1000, secret=WEBHOOK_SECRET)
+            self.sandboxes[vendor] = made
+        return self.sandboxes[vendor]
+
     def use_v1(self) -> None:
         """Use a key pair, and so the older API."""
-        del self.environ["KLING_API_KEY"]
         self.environ |= {"KLING_ACCESS_KEY": ACCESS_KEY, "KLING_SECRET_KEY": SECRET_KEY}
 
     def request(self, **changes: Any) -> MotionControl:
@@ -175,11 +186,13 @@ class World:
             "image": self.media / "girl.png",
             "video": self.media / "dance.mp4",
             "character_orientation": "video",
+            "prompt": "on a beach",
         }
         return MotionControl(**fields | changes)
 
     def faults(self, **faults: Any) -> None:
-        self.kling.set_faults(Faults(**faults))
+        for sandbox in self.sandboxes.values():
+            sandbox.set_faults(Faults(**faults))
 
     def open_ledger(self) -> SqliteLedger:
         return SqliteLedger(self.folder / "relay.db")
@@ -203,6 +216,6 @@ async def client() -> AsyncIterator[httpx.AsyncClient]:
 def no_settings_of_this_shell(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Tests see no settings but their own."""
     for name in os.environ:
-        if name.startswith(("KLING_", "NOVITA_")):
+        if name.startswith(tuple(f"{prefix.upper()}_" for prefix in vendors())):
             monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)

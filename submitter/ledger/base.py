@@ -123,6 +123,10 @@ class Ledger(Protocol):
         """Return those of these tasks that exist, in any order."""
         ...
 
+    async def by_task_ids(self, vendor: str, task_ids: Sequence[str]) -> list[Task]:
+        """Return those of a vendor's tasks that it knows by these ids, in any order."""
+        ...
+
     async def tasks(
         self, *, status: TaskStatus | None = None, vendor: str | None = None, before_id: str | None = None, limit: int
     ) -> list[Task]:
@@ -139,6 +143,10 @@ class Ledger(Protocol):
 
     async def claim_polls(self, now_ms: int, lease_ms: int, limit: int) -> Claimed[Task]:
         """Return tasks whose poll is due, the longest overdue first; no other claim returns them for `lease_ms`."""
+        ...
+
+    async def hasten(self, vendor: str, now_ms: int) -> int:
+        """Make every open task that the vendor has due for a poll now, and return how many there are."""
         ...
 
     async def claim_deliveries(self, routes: Sequence[Route], now_ms: int, lease_ms: int) -> Claimed[Delivery]:

@@ -51,6 +51,9 @@ UPDATE_TASKS = """
 UPDATE tasks SET status = column2, is_open = column3, poll_at_ms = column4, doc = column5
 FROM (VALUES {rows}) WHERE external_task_id = column1
 """
+MOVE_TASKS = """
+UPDATE tasks SET vendor = column2, task_id = column3 FROM (VALUES {rows}) WHERE external_task_id = column1
+"""
 INSERT_EVENTS = "INSERT INTO events (external_task_id, sequence, id, type, time_ms, body) VALUES {rows}"
 
 
@@ -93,9 +96,10 @@ class SqliteLedger:
                 return None
             id, status, is_open, poll_at_ms, doc = _columns(task)
             db.execute(
-                "INSERT INTO tasks (external_task_id, vendor, status, is_open, created_at_ms, poll_at_ms, doc)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (id, task.vendor, status, is_open, task.created_at_ms, poll_at_ms, doc),
+                "INSERT INTO tasks"
+                " (external_task_id, vendor, task_id, status, is_open, created_at_ms, poll_at_ms, doc)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                (id, task.vendor, task.task_id, status, is_open, task.created_at_ms, poll_at_ms, doc),
             )
             return Reserved(task, is_new=True)
 
@@ -133,6 +137,14 @@ class SqliteLedger:
         )
         return await self._read(lambda db: [_tasks.decode(row[0]) for row in db.execute(sql, (*values, limit))])
 
+    async def by_task_ids(self, vendor: str, task_ids: Sequence[str]) -> list[Task]:
+        sql = (
+            "SELECT doc FROM tasks WHERE task_id IS NOT NULL AND vendor = ?"
+            " AND task_id IN (SELECT value FROM json_each(?))"
+        )
+        ids = msgspec.json.encode(list(task_ids)).decode()
+        return await self._read(lambda db: [_tasks.decode(row[0]) for row in db.execute(sql, (vendor, ids))])
+
     async def open_tasks(self, vendor: str) -> int:
         return await self._read(lambda db: _open_tasks(db, vendor))
 
@@ -161,6 +173,13 @@ class SqliteLedger:
             return Claimed(tasks, next_due_ms)
 
         return await self._write(run)
+
+    async def hasten(self, vendor: str, now_ms: int) -> int:
+        sql = (
+            "UPDATE tasks SET poll_at_ms = min(poll_at_ms, ?)"
+            " WHERE is_open = 1 AND vendor = ? AND task_id IS NOT NULL AND poll_at_ms IS NOT NULL"
+        )
+        return await self._write(lambda db: db.execute(sql, (now_ms, vendor)).rowcount)
 
     # -- deliveries ---------------------------------------------------------------------------
 
@@ -306,17 +325,22 @@ def _apply_all(db: sqlite3.Connection, operations: list[Operation]) -> None:
     ids = msgspec.json.encode([operation.external_task_id for operation in operations]).decode()
     tasks = {task.external_task_id: task for task in _read_tasks(db, ids)}
     changed: dict[str, Task] = {}
+    moved: dict[str, Task] = {}  # whose vendor, or whose id there, is another: rare, and in indexes
     events: list[Event] = []
     for operation in operations:
         operation.outcome = _decide(operation, tasks)
         if isinstance(operation.outcome, Applied) and operation.outcome.transition is not None:
-            transition = operation.outcome.transition
+            transition, before = operation.outcome.transition, tasks[operation.external_task_id]
+            if (before.vendor, before.task_id) != (transition.task.vendor, transition.task.task_id):
+                moved[operation.external_task_id] = transition.task
             tasks[operation.external_task_id] = changed[operation.external_task_id] = transition.task
             event = event_of(transition)
             if event is not None:
                 events.append(event)
     if changed:
         _execute_rows(db, UPDATE_TASKS, [_columns(task) for task in changed.values()])
+    if moved:
+        _execute_rows(db, MOVE_TASKS, [(id, task.vendor, task.task_id) for id, task in moved.items()])
     if events:
         rows = [(e.external_task_id, e.sequence, e.id, e.type, e.time_ms, e.body.decode()) for e in events]
         _execute_rows(db, INSERT_EVENTS, rows)

@@ -7,40 +7,35 @@ import time
 from decimal import ROUND_HALF_UP, Decimal
 from typing import Any
 
-API_KEY = "sandbox-key"
+from submitter.sandbox.base import API_KEY, Job
+from submitter.sandbox.studio import Refusal
+
 ACCESS_KEY, SECRET_KEY = "sandbox-access", "sandbox-secret"
 RATES = {("3.0", "720p"): "0.9", ("3.0", "1080p"): "1.2", ("2.6", "720p"): "0.5", ("2.6", "1080p"): "0.8"}
 
 
-class Refusal(Exception):
+CODES: dict[str, tuple[int, int]] = {
+    "key": (401, 1002),
+    "invalid": (400, 1201),
+    "absent": (400, 1201),
+    "balance": (429, 1102),
+    "permission": (403, 1103),
+    "capacity": (429, 1303),
+    "rate": (429, 1302),
+    "maintenance": (503, 5001),
+    "outage": (500, 5000),
+}
+
+
+class CodedRefusal(Refusal):
     """One row of the error table."""
 
     def __init__(self, http_status: int, code: int, message: str) -> None:
-        self.http_status, self.code, self.message = http_status, code, message
+        super().__init__("invalid", message)
+        self.http_status, self.code = http_status, code
 
 
-class Job:
-    """One task of the sandbox. `wire` is 1 or 2: the generation that made it."""
-
-    def __init__(self, id: str, wire: int, asked: dict[str, Any]) -> None:
-        self.id = id
-        self.wire = wire
-        self.asked = asked
-        self.status = "submitted"
-        self.message = ""
-        self.created_ms = self.updated_ms = now_ms()
-        self.duration_s = 0.0
-        self.result = b""
-        self.has_url = True
-        self.queries = 0
-        self.callbacks: list[str] = []
-
-
-def _url(job: Job, base_url: str) -> str:
-    return f"{base_url}/results/{job.id}.mp4"
-
-
-def element(job: Job, base_url: str) -> dict[str, Any]:
+def element(job: Job, url: str) -> dict[str, Any]:
     """Return a task as the current API says it, in queries and callbacks."""
     element: dict[str, Any] = {
         "id": job.id,
@@ -48,22 +43,22 @@ def element(job: Job, base_url: str) -> dict[str, Any]:
         "message": job.message,
         "create_time": job.created_ms,
         "update_time": job.updated_ms,
-        "external_id": job.asked["external_id"] or "",
+        "external_id": job.asked.external_id or "",
         "outputs": [],
         "billing": [],
     }
     if job.status == "succeeded":
         output = {"type": "video", "id": f"{job.id}-1", "duration": f"{job.duration_s:.3f}"}
         if job.has_url:
-            output["url"] = _url(job, base_url)
-        if job.asked["watermark"]:
-            output["watermark_url"] = f"{_url(job, base_url)}?watermark=1"
+            output["url"] = url
+        if job.asked.watermark:
+            output["watermark_url"] = f"{url}?watermark=1"
         element["outputs"] = [output]
         element["billing"] = [{"charge_type": "unit", "amount": units(job), "package_type": "video"}]
     return element
 
 
-def callback_v1(job: Job, base_url: str) -> dict[str, Any]:
+def callback_v1(job: Job, url: str) -> dict[str, Any]:
     """Return a task as the older API calls back."""
     body: dict[str, Any] = {
         "task_id": job.id,
@@ -71,32 +66,32 @@ def callback_v1(job: Job, base_url: str) -> dict[str, Any]:
         "task_status_msg": job.message,
         "created_at": job.created_ms,
         "updated_at": job.updated_ms,
-        "task_info": {"external_task_id": job.asked["external_id"] or ""},
+        "task_info": {"external_task_id": job.asked.external_id or ""},
         "task_result": {"images": [], "videos": []},
     }
     if job.status == "succeeded":
         video = {"id": f"{job.id}-1", "duration": f"{job.duration_s:.1f}"}
         if job.has_url:
-            video["url"] = _url(job, base_url)
+            video["url"] = url
         body["task_result"]["videos"] = [video]
         body["final_unit_deduction"] = units(job)
     return body
 
 
-def task_v1(job: Job, base_url: str) -> dict[str, Any]:
+def task_v1(job: Job, url: str) -> dict[str, Any]:
     """Return a task as the older API answers a query."""
-    task = callback_v1(job, base_url)
-    task["watermark_info"] = {"enabled": job.asked["watermark"]}
-    if job.asked["watermark"]:
+    task = callback_v1(job, url)
+    task["watermark_info"] = {"enabled": job.asked.watermark}
+    if job.asked.watermark:
         for video in task["task_result"]["videos"]:
-            video["watermark_url"] = f"{_url(job, base_url)}?watermark=1"
+            video["watermark_url"] = f"{url}?watermark=1"
     return task
 
 
 def units(job: Job) -> str:
     """Return what a task costs: seconds rounded to the nearest whole, by model and resolution."""
     seconds = Decimal(str(job.duration_s)).quantize(Decimal(1), ROUND_HALF_UP)
-    return str(seconds * Decimal(RATES[job.asked["model"], job.asked["resolution"]]))
+    return str(seconds * Decimal(RATES[job.asked.model, job.asked.resolution]))
 
 
 def created_v2(job: Job) -> dict[str, Any]:
@@ -106,41 +101,36 @@ def created_v2(job: Job) -> dict[str, Any]:
         "status": job.status,
         "create_time": job.created_ms,
         "update_time": job.updated_ms,
-        "external_id": job.asked["external_id"] or "",
+        "external_id": job.asked.external_id or "",
     }
 
 
 def authenticate(authorization: str, jwt_is_taken: bool) -> None:
     """Raise the Refusal that a wrong Authorization header gets."""
     if not authorization:
-        raise Refusal(401, 1001, "Authorization is empty")
+        raise CodedRefusal(401, 1001, "Authorization is empty")
     scheme, _, token = authorization.partition(" ")
     if scheme != "Bearer":
-        raise Refusal(401, 1002, "Authorization is not valid")
+        raise CodedRefusal(401, 1002, "Authorization is not valid")
     if token == API_KEY:
         return
     parts = token.split(".")
     if len(parts) != 3 or not jwt_is_taken:
-        raise Refusal(401, 1002, "Authorization is not valid")
+        raise CodedRefusal(401, 1002, "Authorization is not valid")
     try:
         head, claims = (json.loads(_unbase64url(part)) for part in parts[:2])
         good = hmac.digest(SECRET_KEY.encode(), f"{parts[0]}.{parts[1]}".encode(), "sha256")
         is_signed = hmac.compare_digest(good, _unbase64url(parts[2])) and head["alg"] == "HS256"
         issuer, expires, begins = claims["iss"], float(claims["exp"]), float(claims["nbf"])
     except (ValueError, KeyError, TypeError) as error:
-        raise Refusal(401, 1002, "Authorization is not valid") from error
+        raise CodedRefusal(401, 1002, "Authorization is not valid") from error
     if not is_signed or issuer != ACCESS_KEY:
-        raise Refusal(401, 1000, "signature is not valid")
+        raise CodedRefusal(401, 1000, "signature is not valid")
     if begins > time.time():
-        raise Refusal(401, 1003, "Authorization is not valid yet")
+        raise CodedRefusal(401, 1003, "Authorization is not valid yet")
     if expires < time.time():
-        raise Refusal(401, 1004, "Authorization has expired")
+        raise CodedRefusal(401, 1004, "Authorization has expired")
 
 
 def _unbase64url(part: str) -> bytes:
     return base64.urlsafe_b64decode(part + "=" * (-len(part) % 4))
-
-
-def now_ms() -> int:
-    """Return Unix milliseconds."""
-    return time.time_ns() // 1_000_000

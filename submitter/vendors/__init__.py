@@ -1,6 +1,15 @@
-"""The vendors, by the name that a request gives."""
+"""The vendors that come with kling-relay, by the name that a request gives."""
 
+from submitter.vendors.aihubmax import SETUP as AIHUBMAX
 from submitter.vendors.base import VendorSetup
 from submitter.vendors.kling import SETUP as KLING
+from submitter.vendors.novita import HIGHWAY, NOVITA
+from submitter.vendors.oxen import SETUP as OXEN
 
-CONFIGURE: dict[str, VendorSetup] = {"kling": KLING}
+BUILT_IN: dict[str, VendorSetup] = {
+    "kling": KLING,
+    "novita": NOVITA,
+    "highway": HIGHWAY,
+    "aihubmax": AIHUBMAX,
+    "oxen": OXEN,
+}

@@ -21,15 +21,24 @@ from submitter.request import Limits, MediaLimits
 from submitter.schedule import Backoff, Patience
 from submitter.task import Charge, Report, Source, Task, TaskStatus, Video
 from submitter.vendors.base import (
+    CallbackSetting,
     Findings,
     HttpAnswer,
     HttpRequest,
     Job,
     Query,
+    Rule,
     VendorSetup,
+    check_base_url,
+    inner,
+    json_request,
     number,
+    object_or_empty,
     objects,
     read_object,
+    refusal,
+    refused_create,
+    rule_of,
     text,
 )
 
@@ -47,37 +56,35 @@ STATUS = {
 RESOLUTION = {"std": "720p", "pro": "1080p"}
 PATH_V2 = {"kling-v3": "/motion-control/kling-3.0", "kling-v2-6": "/motion-control/kling-2.6"}
 PATH_V1 = "/v1/videos/motion-control"
-IDS_PER_QUERY = 20  # 21 are refused with 400/1201, seen live
 PAGE_V1 = 500
 LAST_PAGE_V1 = 1000
 RESULT_LIVES_MS = 30 * 86400 * 1000
 
-# code -> (may the same request succeed later without a person, what to do)
-ERRORS: dict[int, tuple[bool, str]] = {
-    1000: (False, "Check the API key."),
-    1001: (False, "Set KLING_API_KEY, or KLING_ACCESS_KEY and KLING_SECRET_KEY."),
-    1002: (False, "The API takes API keys, or a key pair with KLING_API=v1; check which one this is."),
-    1003: (False, "The token is not valid yet: set this machine's clock."),
-    1004: (True, "The token expired on the way: it is sent once more; then set this machine's clock."),
-    1100: (False, "Look at the account in Kling's console."),
-    1101: (False, "The account is in arrears: pay the bill."),
-    1102: (False, "The resource pack is used up or expired: buy another."),
-    1103: (False, "This key may not use this model: ask for the permission in Kling's console."),
-    1200: (False, "Mend the request."),
-    1201: (False, "Mend the request."),
-    1202: (False, "Check KLING_API and KLING_BASE_URL."),
-    1203: (False, "Check the model, and KLING_BASE_URL."),
-    1300: (False, "Kling's policy refuses this input: change it."),
-    1301: (False, "Kling's content policy refuses this input: change it."),
-    1302: (True, "Requests came too fast: it is tried again by itself."),
-    1303: (True, "All slots of the account are taken: it is tried again by itself."),
-    1304: (False, "Add this machine's address to the allow-list in Kling's console."),
-    5000: (True, "Kling has an outage; try again later."),
-    5001: (True, "Kling is under maintenance; try again later."),
-    5002: (True, "Kling has a backlog; try again later."),
+# What to do about each code. 500x on create leave open whether there is a task; of them only
+# "under maintenance", once the task is surely absent, may send the request to another vendor.
+ERRORS: dict[int, Rule] = {
+    1000: Rule("Check the API key.", elsewhere=True),
+    1001: Rule("Set KLING_API_KEY, or KLING_ACCESS_KEY and KLING_SECRET_KEY.", elsewhere=True),
+    1002: Rule("The API takes API keys, or a key pair with KLING_API=v1; check which one this is.", elsewhere=True),
+    1003: Rule("The token is not valid yet: set this machine's clock."),
+    1004: Rule("The token expired on the way: it is sent once more; then set this machine's clock.", retryable=True),
+    1100: Rule("Look at the account in Kling's console.", elsewhere=True),
+    1101: Rule("The account is in arrears: pay the bill.", elsewhere=True),
+    1102: Rule("The resource pack is used up or expired: buy another.", elsewhere=True),
+    1103: Rule("This key may not use this model: ask for the permission in Kling's console.", elsewhere=True),
+    1200: Rule("Mend the request."),
+    1201: Rule("Mend the request."),
+    1202: Rule("Check KLING_API and KLING_BASE_URL."),
+    1203: Rule("Check the model, and KLING_BASE_URL."),
+    1300: Rule("Kling's policy refuses this input: change it."),
+    1301: Rule("Kling's content policy refuses this input: change it."),
+    1302: Rule("Requests came too fast: it is tried again by itself.", retryable=True),
+    1303: Rule("All slots of the account are taken: it is tried again by itself.", retryable=True, elsewhere=True),
+    1304: Rule("Add this machine's address to the allow-list in Kling's console.", elsewhere=True),
+    5000: Rule("Kling has an outage; try again later.", retryable=True, ambiguous=True),
+    5001: Rule("Kling is under maintenance; try again later.", retryable=True, elsewhere=True, ambiguous=True),
+    5002: Rule("Kling has a backlog; try again later.", retryable=True, ambiguous=True),
 }
-
-AMBIGUOUS = ("5000", "5001", "5002")  # on create: the task may exist
 
 LIMITS_V2 = Limits(
     source="Kling API reference, motion control (current API)",
@@ -93,11 +100,17 @@ LIMITS_V2 = Limits(
     prompt_chars=2500,
     models=("kling-v3", "kling-v2-6"),
     element_models=("kling-v3",),
+    watermark=True,
+    inline_image=True,
+    own_id=True,
+    ids_per_query=20,  # 21 are refused with 400/1201, seen live
+    url_lives="30 days",
 )
 LIMITS_V1 = msgspec.structs.replace(
     LIMITS_V2,
     source="Kling API reference, motion control (older API)",
     image=msgspec.structs.replace(LIMITS_V2.image, max_bytes=10 * 1024 * 1024, max_side=65536),
+    ids_per_query=PAGE_V1,
 )
 
 # A job takes 5 to 15 minutes as a rule; nobody documents a maximum.
@@ -146,6 +159,7 @@ class _Kling(msgspec.Struct, frozen=True):
 
     name: ClassVar[str] = "kling"
     patience: ClassVar[Patience] = PATIENCE
+    callbacks: ClassVar[CallbackSetting] = True
     signs_callbacks: ClassVar[bool] = True
 
     def probe(self, now_s: float) -> HttpRequest:
@@ -165,19 +179,18 @@ class _Kling(msgspec.Struct, frozen=True):
         ]
         return "; ".join(left) or "no active resource pack"
 
-    def read_callback(self, body: bytes) -> Report:
+    def read_callback(self, body: bytes, now_s: float) -> Report:
         """Read either generation's callback, bare: told apart by `id` or `task_id`."""
         return _read_task(read_object(body), "callback")
 
     def read_create(self, answer: HttpAnswer) -> Report:
         """Read the answer to create, by HTTP status and by `code`."""
-        try:
-            data = _data(answer)
-        except VendorRefused as refusal:
-            outage = refusal.http_status >= 500 or refusal.http_status == 408 or refusal.code in AMBIGUOUS
-            if outage or _names_a_duplicate(refusal):
-                raise SubmissionUnknown(f"kling may have made the task: {refusal}") from refusal
-            raise
+        envelope = object_or_empty(answer.body)
+        if not _is_success(answer, envelope):
+            rule, refused = _refused(answer, envelope)
+            is_duplicate = refused.code == "1201" and "exist" in refused.message.lower()
+            raise refused_create(refused, msgspec.structs.replace(rule, ambiguous=rule.ambiguous or is_duplicate))
+        data = envelope.get("data")
         if not isinstance(data, dict):
             raise SubmissionUnknown("kling accepted the task and did not say which it is")
         id = text(data, "id") or text(data, "task_id")
@@ -187,11 +200,7 @@ class _Kling(msgspec.Struct, frozen=True):
         return Report(source="create", status=TaskStatus.SUBMITTED, task_id=id)
 
     def _request(self, method: str, path: str, now_s: float, body: Any = None) -> HttpRequest:
-        headers = {"authorization": f"Bearer {self.credentials.token(now_s)}"}
-        if body is not None:
-            headers["content-type"] = "application/json"
-        encoded = b"" if body is None else msgspec.json.encode(body)
-        return HttpRequest(method, self.base_url.rstrip("/") + path, headers, encoded)
+        return json_request(method, self.base_url.rstrip("/") + path, self.credentials.token(now_s), body)
 
 
 class KlingV2(_Kling, frozen=True):
@@ -221,7 +230,7 @@ class KlingV2(_Kling, frozen=True):
             "settings": {
                 "character_orientation": request.character_orientation,
                 "audio": "original" if request.keep_original_sound else "off",
-                "resolution": RESOLUTION[request.mode],
+                "resolution": RESOLUTION[job.mode],
             },
             "options": options,
         }
@@ -233,8 +242,8 @@ class KlingV2(_Kling, frozen=True):
         unknown = [task for task in tasks if task.task_id is None]
         queries = []
         for group, field in ((known, "task_ids"), (unknown, "external_task_ids")):
-            for start in range(0, len(group), IDS_PER_QUERY):
-                batch = tuple(group[start : start + IDS_PER_QUERY])
+            for start in range(0, len(group), LIMITS_V2.ids_per_query):
+                batch = tuple(group[start : start + LIMITS_V2.ids_per_query])
                 ids = ",".join(quote(task.task_id or task.external_task_id, safe="") for task in batch)
                 queries.append(Query(self._request("GET", f"/tasks?{field}={ids}", now_s), batch))
         return queries
@@ -265,7 +274,7 @@ class KlingV1(_Kling, frozen=True):
             "video_url": job.video,
             "keep_original_sound": "yes" if request.keep_original_sound else "no",
             "character_orientation": request.character_orientation,
-            "mode": request.mode,
+            "mode": job.mode,
             "watermark_info": {"enabled": request.watermark},
             "external_task_id": job.external_task_id,
         }
@@ -290,8 +299,8 @@ class KlingV1(_Kling, frozen=True):
         """Read one task or a page of the list; a task that v1 does not know is 400/1201 (or 404/1203)."""
         try:
             data = _data(answer)
-        except VendorRefused as refusal:
-            if len(query.tasks) == 1 and refusal.code in ("1201", "1203"):
+        except VendorRefused as refused:
+            if len(query.tasks) == 1 and refused.code in ("1201", "1203"):
                 return Findings(absent=(query.tasks[0].external_task_id,))
             raise
         rows = [data] if isinstance(data, dict) else data
@@ -299,7 +308,7 @@ class KlingV1(_Kling, frozen=True):
         left = tuple(t for t in query.tasks if t.external_task_id not in reports | unreadable)
         is_list = len(query.tasks) > 1 or query.page > 1
         if left and is_list and isinstance(rows, list) and len(rows) >= PAGE_V1 and query.page < LAST_PAGE_V1:
-            return Findings(reports, unreadable, more=self._page(left, query.page + 1, now_s))
+            return Findings(reports, unreadable, more=(self._page(left, query.page + 1, now_s),))
         return Findings(reports, unreadable, tuple(task.external_task_id for task in left))
 
     def _page(self, tasks: tuple[Task, ...], page: int, now_s: float) -> Query:
@@ -312,11 +321,9 @@ def configure(settings: Mapping[str, str]) -> KlingV2 | KlingV1 | None:
     api_key, access_key, secret_key = (settings.get(name, "") for name in ("api_key", "access_key", "secret_key"))
     base_url = settings.get("base_url", BASE_URL)
     api = settings.get("api") or ("v2" if api_key else "v1")
-    problems = []
+    problems = check_base_url("kling", base_url, BASE_URL)
     if api not in ("v1", "v2"):
         problems.append(Problem("KLING_API", repr(api), "v1 or v2", "Leave it out, or choose one of them."))
-    if not base_url.startswith(("http://", "https://")):
-        problems.append(Problem("KLING_BASE_URL", repr(base_url), "an http(s) URL", f"The default is {BASE_URL}."))
     if bool(access_key) != bool(secret_key) and not api_key:
         missing = "KLING_SECRET_KEY" if access_key else "KLING_ACCESS_KEY"
         problems.append(Problem(missing, "not set", "both keys of the pair", "Set both, or KLING_API_KEY."))
@@ -338,35 +345,33 @@ SETUP = VendorSetup(
     credentials_remedy="Set KLING_API_KEY, or KLING_ACCESS_KEY and KLING_SECRET_KEY.",
     reader=KlingV2(ApiKey("")),
     configure=configure,
+    sandbox="submitter.sandbox.kling:KlingSandbox",
 )
 
 
 def _data(answer: HttpAnswer) -> Any:
-    """Return an answer's `data`: success is HTTP 2xx and `code` 0. Raise VendorRefused otherwise."""
-    try:
-        envelope = read_object(answer.body)
-    except Unintelligible:
-        envelope = {}
+    """Return an answer's `data`; raise VendorRefused."""
+    envelope = object_or_empty(answer.body)
+    if not _is_success(answer, envelope):
+        raise _refused(answer, envelope)[1]
+    return envelope.get("data")
+
+
+def _is_success(answer: HttpAnswer, envelope: Mapping[str, Any]) -> bool:
+    """Success is HTTP 2xx and `code` 0."""
+    return 200 <= answer.status < 300 and number(envelope, "code") == 0
+
+
+def _refused(answer: HttpAnswer, envelope: Mapping[str, Any]) -> tuple[Rule, VendorRefused]:
     code = number(envelope, "code")
-    if 200 <= answer.status < 300 and code == 0:
-        return envelope.get("data")
-    # A 2xx without a code is no refusal that we know: its meaning is open, as a 5xx's is.
-    http_status = answer.status if code is not None or not 200 <= answer.status < 300 else 502
-    known = ERRORS.get(int(code)) if code is not None else None
-    retryable, remedy = known or (http_status == 429 or http_status >= 500, "See Kling's error codes.")
-    raise VendorRefused(
-        "kling",
-        http_status=http_status,
-        code=text(envelope, "code") or "none",
-        message=redact(text(envelope, "message") or ""),
-        remedy=remedy,
-        retryable=retryable,
-        retry_after_s=_seconds(answer.headers.get("retry-after")),
-    )
-
-
-def _names_a_duplicate(refusal: VendorRefused) -> bool:
-    return refusal.code == "1201" and "exist" in refusal.message.lower()
+    rule = ERRORS.get(int(code or 0))
+    if rule is None:
+        # A 2xx with a code that we do not know is a refusal; one without any leaves all open.
+        rule = rule_of(400 if code and answer.status < 400 else answer.status, "kling")
+    if answer.status >= 500 or answer.status == 408:  # whatever the code says
+        rule = msgspec.structs.replace(rule, ambiguous=True)
+    message = text(envelope, "message") or ""
+    return rule, refusal("kling", answer, rule, code=text(envelope, "code") or "none", message=message)
 
 
 def _match(tasks: Sequence[Task], rows: Any) -> tuple[dict[str, Report], dict[str, str]]:
@@ -389,8 +394,7 @@ def _match(tasks: Sequence[Task], rows: Any) -> tuple[dict[str, Report], dict[st
 
 
 def _external_id(row: Mapping[str, Any]) -> str | None:
-    info = row.get("task_info")
-    return text(row, "external_id") or (text(info, "external_task_id") if isinstance(info, dict) else None)
+    return text(row, "external_id") or text(inner(row, "task_info"), "external_task_id")
 
 
 def _read_task(row: Mapping[str, Any], source: Source) -> Report:
@@ -423,8 +427,7 @@ def _videos_v2(row: Mapping[str, Any], ended_ms: int | None) -> tuple[Video, ...
 
 
 def _videos_v1(row: Mapping[str, Any], ended_ms: int | None) -> tuple[Video, ...]:
-    result = row.get("task_result")
-    rows = objects(result, "videos") if isinstance(result, dict) else []
+    rows = objects(inner(row, "task_result"), "videos")
     return tuple(_video(item, ended_ms) for item in rows if _is_video(item))
 
 
@@ -469,10 +472,6 @@ def _cost_v1(row: Mapping[str, Any]) -> tuple[Charge, ...]:
 def _time_ms(value: float | None) -> int | None:
     """Return Unix milliseconds between 2001 and 2100, or None for what cannot be a time of ours."""
     return int(value) if value is not None and 1e12 <= value <= 4.1e12 else None
-
-
-def _seconds(value: str | None) -> float | None:
-    return float(value) if value is not None and value.isascii() and value.isdigit() else None
 
 
 def _base64url(data: bytes) -> bytes:

@@ -13,8 +13,10 @@ from receiver.hooks import EVENTS, NAMES
 from receiver.settings import load_receiver_settings
 from submitter.errors import InvalidSettings
 from submitter.sandbox.faults import Faults
-from submitter.settings import COMMON, RECEIVER
+from submitter.settings import COMMON, OF_VENDOR, RECEIVER
 from submitter.task import RANK, TaskStatus
+from submitter.vendors import BUILT_IN
+from submitter.vendors.table import capabilities
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -100,7 +102,8 @@ def test_the_environment_is_over_the_file_and_the_file_over_the_defaults(tmp_pat
     assert found.common.ledger == "sqlite:///env.db"
     assert found.common.allow_hosts == {"a", "b"}
     assert found.common.vendors["kling"].parallel == 3
-    assert found.confirm == {"kling": "always"}
+    assert found.confirm["kling"] == "always"
+    assert found.confirm["novita"] == "terminal"
     assert "secret-key" not in repr(found) + repr(found.common)
 
 
@@ -120,3 +123,24 @@ def test_every_problem_of_the_settings_is_told_at_once(tmp_path: Path) -> None:
     ):  # fmt: skip
         assert part in told, part
     assert "short" not in told
+
+
+def vendors_as_markdown() -> str:
+    """Return the README's table of vendors, from what preflight reads."""
+    readers = {name: setup.reader for name, setup in BUILT_IN.items()}
+    lines = ["| |" + "".join(f" {name} |" for name in readers), "|---" * (len(readers) + 1) + "|"]
+    for row, words in capabilities(readers):
+        lines.append(f"| {row} |" + "".join(f" {words[name]} |" for name in readers))
+    return "\n".join(lines)
+
+
+def test_the_readmes_table_of_vendors_is_what_preflight_reads() -> None:
+    assert vendors_as_markdown() in README
+
+
+def test_the_readme_lists_every_vendors_settings() -> None:
+    for name, setup in BUILT_IN.items():
+        for setting in setup.names:
+            assert f"`{name.upper()}_{setting.upper()}`" in README, (name, setting)
+    for setting in OF_VENDOR:
+        assert f"`{setting}`" in README

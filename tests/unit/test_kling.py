@@ -29,7 +29,7 @@ JOB = Job(
         image="girl.png", video="v", character_orientation="video", mode="pro", prompt="on a beach",
         keep_original_sound=False, element_id="829836802793406551", watermark=True,
     ),
-    "order-1", "aW1hZ2U=", "https://example.com/dance.mp4", "https://relay.example.com/callbacks/kling/order-1/t",
+    "pro", "order-1", "aW1hZ2U=", "https://example.com/dance.mp4", "https://relay.example.com/callbacks/kling/order-1/t",
 )  # fmt: skip
 
 
@@ -52,7 +52,7 @@ def test_vector(path: Path, vendor: KlingV1 | KlingV2) -> None:
     def read() -> Report:
         if vector["door"] == "create":
             return vendor.read_create(answer(vector["body"], vector["http_status"]))
-        return vendor.read_callback(msgspec.json.encode(vector["body"]))
+        return vendor.read_callback(msgspec.json.encode(vector["body"]), NOW_S)
 
     if "unintelligible" in expect:
         with pytest.raises(Unintelligible, match=expect["unintelligible"]):
@@ -161,10 +161,10 @@ def test_v1_asks_about_one_by_its_id_and_about_many_by_pages() -> None:
     full = [{"task_id": "1", "task_status": "processing"}] + [{"task_id": f"x{i}"} for i in range(499)]
     first = V1.read_query(many, answer({"code": 0, "data": full}), NOW_S)
     assert list(first.reports) == ["a"]
-    assert first.more is not None
-    assert "pageNum=2" in first.more.request.url
-    last = V1.read_query(first.more, answer({"code": 0, "data": []}), NOW_S)
-    assert (last.absent, last.more) == (("b",), None)
+    (page,) = first.more
+    assert "pageNum=2" in page.request.url
+    last = V1.read_query(page, answer({"code": 0, "data": []}), NOW_S)
+    assert (last.absent, last.more) == (("b",), ())
 
 
 @pytest.mark.parametrize(
@@ -215,7 +215,7 @@ BODIES = st.dictionaries(FIELDS, VALUES | WORDS, max_size=8)
 @given(st.binary(max_size=80) | BODIES.map(lambda body: json.dumps(body).encode()))
 def test_whatever_arrives_a_reader_answers_a_value_or_one_of_our_errors(body: bytes) -> None:
     for read in (
-        lambda: V2.read_callback(body),
+        lambda: V2.read_callback(body, NOW_S),
         lambda: V2.read_create(HttpAnswer(200, {}, body)),
         lambda: V2.read_query(V2.queries([task("a", "1")], NOW_S)[0], HttpAnswer(200, {}, body), NOW_S),
         lambda: V1.read_query(V1.queries([task("a")], NOW_S)[0], HttpAnswer(400, {}, body), NOW_S),

@@ -8,7 +8,7 @@ import httpx
 import pytest
 from PIL import Image
 
-from submitter.sandbox.kling_wire import API_KEY
+from submitter.sandbox.base import API_KEY
 from submitter.sandbox.media import inspect, make_video, render
 from submitter.vendors.kling import KeyPair
 from tests.conftest import World

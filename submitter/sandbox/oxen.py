@@ -1,0 +1,147 @@
+"""Oxen.ai's stand-in: its queue, and its stream of events."""
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from typing import Any, ClassVar
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from submitter.sandbox.base import Job, Sandbox, Told
+from submitter.sandbox.studio import Asked, MediaRules, Refusal
+
+MODEL = "kling-video-v3-pro-motion-control"
+STATUS = {"submitted": "queued", "processing": "processing", "succeeded": "succeeded", "failed": "failed"}
+ERRORS = {
+    "key": 401,
+    "invalid": 400,
+    "absent": 404,
+    "balance": 402,
+    "permission": 403,
+    "capacity": 429,
+    "rate": 429,
+    "maintenance": 503,
+    "outage": 500,
+}
+RULES = MediaRules(image_mb=10, image_inline=False)
+
+
+class OxenSandbox(Sandbox):
+    """The state of the stand-in and its routes."""
+
+    name: ClassVar[str] = "oxen"
+    keep_alive_s = 15.0
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._listening: set[asyncio.Queue[bytes | None]] = set()
+
+    def routes(self) -> list[Route]:
+        return [
+            self.route("/api/ai/queue", self._create, "POST"),
+            self.route("/api/ai/queue", self._list, "GET"),
+            self.route("/api/ai/queue/{id}", self._query, "GET"),
+            self.route("/api/ai/queue/{id}", self._cancel, "DELETE"),
+            self.route("/api/events", self._events, "GET"),
+        ]
+
+    def new_id(self) -> str:
+        return str(uuid.uuid4())
+
+    def refuse(self, refusal: Refusal) -> Response:
+        error = {"error": {"title": refusal.kind, "detail": refusal.message}, "status": "error"}
+        return JSONResponse(error, ERRORS[refusal.kind])
+
+    async def close(self) -> None:
+        for queue in self._listening:
+            queue.put_nowait(None)
+        await super().close()
+
+    def tells(self, job: Job) -> Any:
+        """By the stream, on completion only."""
+        if job.is_open:
+            return None
+        event = {"generation_id": job.id, "status": job.status, "media_type": "video", "model": MODEL}
+        if job.status == "failed":
+            return event | {"error": job.message}
+        return event | ({"url": self.result_url(job)} if job.has_url else {})
+
+    async def tell(self, job: Job, told: Told) -> None:
+        """Send an event to whoever listens now; nothing is kept for others."""
+        self.counts["callbacks"] += 1
+        job.callbacks.append(f"{told.status}:{'200' if self._listening else 'nobody listens'}")
+        for queue in self._listening:
+            queue.put_nowait(b"event: media_generation_completed\ndata: " + told.body + b"\n\n")
+            if self._dice.falls(self.faults.hang_up):
+                queue.put_nowait(None)
+
+    async def _create(self, request: Request) -> dict[str, Any]:
+        body = await self.json(request)
+        if body.get("model") != MODEL:
+            raise Refusal("invalid", "model is not valid")
+        if not body.get("prompt"):
+            raise Refusal("invalid", "prompt is required")
+        if not isinstance(body.get("keep_original_sound", True), bool) or body.get("num_generations", 1) != 1:
+            raise Refusal("invalid", "keep_original_sound or num_generations is not valid")
+        orientation = body.get("character_orientation", "video")
+        job = await self.create(
+            Asked(
+                prompt=body["prompt"],
+                image=body.get("input_image"),
+                video=body.get("input_video"),
+                orientation=orientation,
+                sound=body.get("keep_original_sound", True),
+                resolution="1080p",
+                limit_s=30 if orientation == "video" else 10,
+            ),
+            RULES,
+        )
+        return {"generations": [{"generation_id": job.id, "status": "queued"}]}
+
+    async def _list(self, request: Request) -> dict[str, Any]:
+        found = [job for job in self.jobs.values() if not job.is_forgotten]
+        self.count_query(found)
+        return {"count": len(found), "generations": [self._generation(job) for job in found]}
+
+    async def _query(self, request: Request) -> dict[str, Any]:
+        return self._generation(self.asked_about(request.path_params["id"]))
+
+    async def _cancel(self, request: Request) -> dict[str, Any]:
+        """End a task; nothing is told of it."""
+        job = self.asked_about(request.path_params["id"])
+        if job.is_open:
+            job.status = "cancelled"
+        return self._generation(job)
+
+    def _generation(self, job: Job) -> dict[str, Any]:
+        return {
+            "generation_id": job.id,
+            "status": STATUS.get(job.status, job.status),
+            "result_url": self.result_url(job) if job.status == "succeeded" and job.has_url else None,
+            "error_message": job.message or None,
+            "created_at": job.created_ms // 1000,
+        }
+
+    async def _events(self, request: Request) -> Response:
+        queue: asyncio.Queue[bytes | None] = asyncio.Queue()
+
+        async def stream() -> AsyncIterator[bytes]:
+            self._listening.add(queue)
+            self.counts["streams"] += 1
+            try:
+                yield b": welcome\n\n"
+                while True:
+                    event: bytes | None = b": keep-alive\n\n"
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(self.keep_alive_s):
+                            event = await queue.get()
+                    if event is None:
+                        return
+                    yield event
+            finally:
+                self._listening.discard(queue)
+
+        return StreamingResponse(stream(), media_type="text/event-stream")

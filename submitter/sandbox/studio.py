@@ -1,0 +1,136 @@
+"""What a stand-in does with real media: fetches and checks what is sent, renders what it gives back."""
+
+import asyncio
+import base64
+import binascii
+import hashlib
+from typing import Any, Literal, NamedTuple
+
+import httpx
+import msgspec
+
+from submitter.sandbox.media import Facts, NotMedia, inspect, render
+
+MEGABYTE = 1024 * 1024
+
+Kind = Literal[
+    "key", "invalid", "absent", "balance", "permission", "capacity", "rate", "maintenance", "outage"
+]  # fmt: skip
+
+
+class Refusal(Exception):
+    """A request that is refused, for a reason that every vendor has an own word for."""
+
+    def __init__(self, kind: Kind, message: str) -> None:
+        self.kind, self.message = kind, message
+        super().__init__(message)
+
+
+class Asked(msgspec.Struct, kw_only=True):
+    """What a create request asks for, in no vendor's words. `limit_s` is the longest result."""
+
+    model: str = "3.0"
+    prompt: str = ""
+    image: Any
+    video: Any
+    orientation: Any
+    sound: bool = True
+    resolution: str = "720p"
+    watermark: bool = False
+    callback_url: str | None = None
+    external_id: str | None = None
+    limit_s: float = 30
+
+
+class MediaRules(NamedTuple):
+    """What media a vendor takes: megabytes, pixels of a side, and seconds by orientation."""
+
+    image_mb: int = 50
+    image_max: int | None = None
+    image_inline: bool = True
+    video_mb: int = 100
+    video_min: int = 340
+    video_max: int | None = 3850
+    video_aspect: float | None = None
+    longest_s: float = 30
+    longest_by_image_s: float = 10
+
+
+class Studio:
+    """Fetches, checks and renders, each medium once."""
+
+    def __init__(self) -> None:
+        self._rendered: dict[tuple[object, ...], asyncio.Future[tuple[bytes, float]]] = {}
+        self._inspected: dict[str, Facts] = {}
+        self._client = httpx.AsyncClient(timeout=15, trust_env=False)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._client.aclose()
+
+    async def check(self, asked: Asked, rules: MediaRules) -> tuple[bytes, bytes]:
+        """Return image and video; raise Refusal when they are not as the vendor takes them."""
+        if asked.orientation not in ("image", "video"):
+            raise Refusal("invalid", "character_orientation must be image or video")
+        if not isinstance(asked.prompt, str) or len(asked.prompt) > 2500:
+            raise Refusal("invalid", "prompt is longer than 2500 characters")
+        image = await self._fetch("image", asked.image, inline=rules.image_inline, limit=rules.image_mb * MEGABYTE)
+        video = await self._fetch("video", asked.video, inline=False, limit=rules.video_mb * MEGABYTE)
+        facts = await self._facts("image", image)
+        if not facts.format.startswith(("png", "jpeg", "mjpeg", "image2")):
+            raise Refusal("invalid", f"image format {facts.format} is not supported")
+        sides = sorted((facts.width, facts.height))
+        if sides[0] < 300 or sides[1] > (rules.image_max or sides[1]) or sides[1] > 2.5 * sides[0]:
+            raise Refusal("invalid", f"image of {facts.width} x {facts.height} is outside the limits")
+        facts = await self._facts("video", video)
+        sides = sorted((facts.width, facts.height))
+        too_wide = rules.video_aspect is not None and sides[1] > rules.video_aspect * sides[0]
+        too_big = rules.video_max is not None and sides[1] > rules.video_max
+        if "mp4" not in facts.format or sides[0] < rules.video_min or too_big or too_wide:
+            raise Refusal("invalid", f"video {facts.format} of {facts.width} x {facts.height} is outside the limits")
+        longest = rules.longest_s if asked.orientation == "video" else rules.longest_by_image_s
+        if not 3 <= round(facts.duration_s, 1) <= longest:
+            raise Refusal("invalid", f"video of {facts.duration_s:.1f} s is outside 3..{longest:g} s")
+        return image, video
+
+    async def _fetch(self, field: str, value: Any, *, inline: bool, limit: int) -> bytes:
+        if not isinstance(value, str) or not value:
+            raise Refusal("invalid", f"{field} is required")
+        if value.startswith(("http://", "https://")):
+            try:
+                answer = await self._client.get(value)
+                answer.raise_for_status()
+            except httpx.HTTPError as error:
+                raise Refusal("invalid", f"{field} cannot be fetched: {error}") from error
+            data = answer.content
+        else:
+            try:
+                data = base64.b64decode(value, validate=True) if inline else b""
+            except binascii.Error:
+                data = b""
+            if not data:
+                kinds = "a URL or raw base64" if inline else "a URL"
+                raise Refusal("invalid", f"{field} must be {kinds}")
+        if len(data) > limit:
+            raise Refusal("invalid", f"{field} is larger than {limit // MEGABYTE} MB")
+        return data
+
+    async def _facts(self, field: str, data: bytes) -> Facts:
+        digest = hashlib.sha256(data).hexdigest()
+        if digest not in self._inspected:
+            try:
+                self._inspected[digest] = await asyncio.to_thread(inspect, data)
+            except NotMedia as error:
+                raise Refusal("invalid", f"{field} cannot be read: {error}") from error
+        return self._inspected[digest]
+
+    async def render(self, asked: Asked, image: bytes, video: bytes) -> tuple[bytes, float]:
+        """Return the result as an MP4, and its duration."""
+        pictures = hashlib.sha256(image).hexdigest(), hashlib.sha256(video).hexdigest()
+        key = (*pictures, asked.limit_s, asked.resolution, asked.sound)
+        if key not in self._rendered:  # the same media are rendered once, however many tasks ask for them
+            rendering = asyncio.to_thread(
+                render, image, video, resolution=asked.resolution, sound=asked.sound, limit_s=asked.limit_s
+            )
+            self._rendered[key] = asyncio.ensure_future(rendering)
+        return await asyncio.shield(self._rendered[key])
