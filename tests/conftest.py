@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import os
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -31,6 +32,8 @@ from submitter.sandbox.kling_wire import ACCESS_KEY, SECRET_KEY
 from submitter.sandbox.media import make_image, make_video
 from submitter.sandbox.server import free_socket, listening
 from submitter.submit import Submitter
+from submitter.task import TaskStatus
+from submitter.watch import SubmittedTask
 
 # Shared machines are slow now and then: a property is about values, not about time.
 hypothesis.settings.register_profile("relay", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
@@ -219,3 +222,48 @@ def no_settings_of_this_shell(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
         if name.startswith(tuple(f"{prefix.upper()}_" for prefix in vendors())):
             monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
+
+
+async def run_many(world: World, count: int, vendor: str = "kling") -> dict[str, int]:
+    """Submit `count` tasks with lost, repeated and reordered reports; check every promise; return counts."""
+    sandbox = world.stand_in(vendor)
+    world.environ["KLING_RELAY_POLL_AFTER_S"] = str(max(5, count // 40))
+    sandbox.pace_s = 0.05
+    sandbox.slots = 10_000
+    await world.start()
+    request = world.request(vendor=vendor)
+    first = await world.submitter.submit(request)  # the result is rendered once, before the rush
+    await first.result(timeout=60)
+    world.faults(drop=0.1, repeat=0.1, reorder=0.1, forge=0.1, hang_up=0.01, seed=7)
+    a_few = asyncio.Semaphore(20)  # so that a task's reports are late by the faults, and not by the load
+
+    async def submit() -> SubmittedTask:
+        async with a_few:
+            return await world.submitter.submit(request)
+
+    tasks = [first, *await asyncio.gather(*(submit() for _ in range(count - 1)))]
+    done = await asyncio.gather(*(task.result(timeout=240) for task in tasks))
+    assert {task.status for task in done} == {TaskStatus.SUCCEED}
+    assert sandbox.counts["created"] == count
+    ledger = world.open_ledger()
+    expected: Counter[str] = Counter()
+    for task in done:
+        expected.update(event.id for event in await ledger.events(task.external_task_id))
+    assert set(expected.values()) == {1}
+    async with asyncio.timeout(60):
+        while len({event["id"] for event in world.inbox.events}) < len(expected):
+            await world.inbox.until(len(world.inbox.requests) + 1)
+    assert {event["id"] for event in world.inbox.events} == set(expected)
+    silent = [job for job in sandbox.jobs.values() if "succeeded:200" not in job.callbacks]
+    asked = [job for job in sandbox.jobs.values() if job.queries]
+    if world.settings.confirm[vendor] == "never" and sandbox.counts["streams"] == 0:  # nobody else is asked about
+        assert {job.id: job.callbacks for job in asked} == {job.id: job.callbacks for job in silent}
+    await ledger.close()
+    return {
+        "tasks": count,
+        "silent": len(silent),
+        "polled": len(asked),
+        "queries": sandbox.counts["queries"],
+        "events": len(expected),
+        "deliveries": len(world.inbox.requests),
+    }

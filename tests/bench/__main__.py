@@ -151,8 +151,7 @@ def import_ms(code: str) -> float:
 async def faults(count: int) -> dict[str, int]:
     """Run `count` tasks through the sandbox with lost, repeated and reordered callbacks; check every promise."""
     from receiver import log
-    from tests.conftest import World
-    from tests.road.test_road import run_many
+    from tests.conftest import World, run_many
 
     log.quiet()
     with folder() as directory:

@@ -14,7 +14,7 @@ import pytest
 from submitter.errors import TaskNotFound, UrlUnknown
 from submitter.ledger.base import Delivery, Ledger, Quarantined, Route, Settlement
 from submitter.schedule import Backoff, Patience
-from submitter.task import Doubted, Report, Sending, Task, TaskStatus, Transition, Unheard, transition
+from submitter.task import Diverted, Doubted, Report, Sending, Task, TaskStatus, Transition, Unheard, transition
 
 NOW = 1_781_080_800_000
 PATIENCE = Patience(Backoff(900, 1.5, 3600), Backoff(10, 1.5, 60), 86400)
@@ -137,6 +137,36 @@ class LedgerSuite:
         assert (await ledger.claim_polls(NOW + 121_000, 1000, 10)).items == []
         await ledger.apply("a", lambda current: transition(current, Doubted(), NOW + 5))
         assert len((await ledger.claim_polls(NOW + 5, 1000, 10)).items) == 1
+
+    async def test_a_task_is_found_by_the_vendors_id_for_it(self, opened: Open) -> None:
+        ledger, other = opened(), opened()
+        for id in ("a", "b"):
+            await ledger.reserve(task(id))
+        await ledger.reserve(task("known", task_id="7", status=TaskStatus.SUBMITTED))
+        await ledger.apply("a", report(TaskStatus.SUBMITTED))  # the vendor's 893
+        assert [found.external_task_id for found in await other.by_task_ids("kling", ["893", "1"])] == ["a"]
+        assert [found.external_task_id for found in await other.by_task_ids("kling", ["7"])] == ["known"]
+        assert await other.by_task_ids("oxen", ["893"]) == []
+
+    async def test_a_task_that_goes_to_another_vendor_counts_there(self, opened: Open) -> None:
+        ledger, other = opened(), opened()
+        await ledger.reserve(task("a"), 1)
+        assert await other.reserve(task("b"), 1) is None
+        await ledger.apply("a", lambda current: transition(current, Diverted("novita", PATIENCE, "no balance"), NOW))
+        assert (await other.open_tasks("kling"), await other.open_tasks("novita")) == (0, 1)
+        assert await other.reserve(task("b"), 1) is not None
+        assert [found.external_task_id for found in await other.tasks(vendor="novita", limit=9)] == ["a"]
+        assert await other.reserve(task("c", vendor="novita"), 1) is None
+
+    async def test_a_vendors_open_tasks_can_all_be_made_due(self, opened: Open) -> None:
+        ledger, other = opened(), opened()
+        later = {"status": TaskStatus.SUBMITTED, "poll_at_ms": NOW + 900_000}
+        await ledger.reserve(task("a", vendor="oxen", task_id="1", **later))
+        await ledger.reserve(task("other", task_id="2", **later))
+        await ledger.reserve(task("ended", vendor="oxen", task_id="3", status=TaskStatus.SUCCEED, poll_at_ms=None))
+        await ledger.reserve(task("unsent", vendor="oxen", poll_at_ms=NOW + 900_000))
+        assert await other.hasten("oxen", NOW) == 1
+        assert [found.external_task_id for found in (await ledger.claim_polls(NOW, 1000, 9)).items] == ["a"]
 
     async def test_an_event_goes_once_to_each_hook_that_wants_it(self, opened: Open) -> None:
         ledger, other = opened(), opened()

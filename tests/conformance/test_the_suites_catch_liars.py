@@ -1,5 +1,6 @@
-"""The suites are proved: for each promise a ledger, or a destination, that breaks it, and the test that notices."""
+"""The suites are proved: for each promise something that breaks it, and the test that notices."""
 
+import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -8,12 +9,16 @@ import msgspec
 import pytest
 
 from receiver.destinations.base import Outcome
+from submitter.errors import SubmissionUnknown, Unintelligible, VendorRefused
 from submitter.event import Event
 from submitter.ledger.base import Applied, Claimed, Delivery, Quarantined, Reserved, Route, Settlement
 from submitter.ledger.sqlite import SqliteLedger
-from submitter.task import Decide, Task, TaskStatus, Transition
+from submitter.task import Decide, Report, Task, TaskStatus, Transition
+from submitter.vendors.base import Findings, HttpAnswer, HttpRequest, Job, Query, Vendor
+from submitter.vendors.novita import Novita
 from tests.conformance.destinations import DestinationSuite, Peer
 from tests.conformance.ledgers import LedgerSuite, Open
+from tests.conformance.vendors import VendorSuite
 
 
 class ReservesTwice(SqliteLedger):
@@ -102,7 +107,25 @@ class SeesOnlyItself(SqliteLedger):
         await super().changed(mark, min(timeout_s or 1, 1))
 
 
+class KnowsNoVendorsId(SqliteLedger):
+    async def by_task_ids(self, vendor: str, task_ids: Sequence[str]) -> list[Task]:
+        return []
+
+
+class StaysWhereItWas(SqliteLedger):
+    async def open_tasks(self, vendor: str) -> int:
+        return int(vendor == "kling")
+
+
+class HastensAll(SqliteLedger):
+    async def hasten(self, vendor: str, now_ms: int) -> int:
+        return await super().hasten(vendor, now_ms) + await super().hasten("kling", now_ms)
+
+
 LIARS = [
+    (KnowsNoVendorsId, "test_a_task_is_found_by_the_vendors_id_for_it"),
+    (StaysWhereItWas, "test_a_task_that_goes_to_another_vendor_counts_there"),
+    (HastensAll, "test_a_vendors_open_tasks_can_all_be_made_due"),
     (ReservesTwice, "test_a_reservation_is_made_once"),
     (IgnoresSlots, "test_slots_are_never_overbooked"),
     (LosesEvents, "test_state_and_event_are_one"),
@@ -169,3 +192,116 @@ async def test_a_destination_that_sends_nothing_is_caught(promise: str) -> None:
     peer: Peer = Liar()
     with pytest.raises(AssertionError):
         await getattr(DestinationSuite(), promise)(peer)
+
+
+class Gullible(Novita, frozen=True):
+    """Takes a status that it does not know for a failure."""
+
+    def read_callback(self, body: bytes, now_s: float) -> Report | None:
+        try:
+            return super().read_callback(body, now_s)
+        except Unintelligible:
+            return Report("callback", TaskStatus.FAILED, "ca4ba8d8-2b6f-4f0c-9f4e-7b1d4f0f3a11")
+
+
+class Crashing(Novita, frozen=True):
+    """Trusts the shape of what arrives."""
+
+    def read_callback(self, body: bytes, now_s: float) -> Report | None:
+        status = msgspec.json.decode(body)["payload"]["task"]["status"]
+        return super().read_callback(body, now_s) if status else None
+
+
+class Hopeful(Novita, frozen=True):
+    """Takes every error of create for a refusal."""
+
+    def read_create(self, answer: HttpAnswer) -> Report:
+        try:
+            return super().read_create(answer)
+        except SubmissionUnknown as unknown:
+            raise (unknown.refusal or unknown) from unknown
+
+
+class Exact(Novita, frozen=True):
+    """Reads numbers only as numbers."""
+
+    def read_query(self, query: Query, answer: HttpAnswer, now_s: float) -> Findings:
+        if b'"progress_percent":"' in answer.body:
+            raise Unintelligible("a string")
+        return super().read_query(query, answer, now_s)
+
+
+class Strict(Novita, frozen=True):
+    """Refuses fields that it does not know."""
+
+    def read_callback(self, body: bytes, now_s: float) -> Report | None:
+        if b"brand_new" in body:
+            raise Unintelligible("an unknown field")
+        return super().read_callback(body, now_s)
+
+
+class Forgetful(Novita, frozen=True):
+    """Sends no callback URL, and a fixed orientation."""
+
+    def create(self, job: Job, now_s: float) -> HttpRequest:
+        return super().create(msgspec.structs.replace(job, callback_url=None), now_s)
+
+
+class Talkative(Novita, frozen=True):
+    """Shows its key."""
+
+    def __repr__(self) -> str:
+        return f"Novita({self.api_key})"
+
+
+class Careless(Novita, frozen=True):
+    """Takes ids into URLs as they are."""
+
+    def queries(self, tasks: Sequence[Task], now_s: float) -> list[Query]:
+        return [
+            Query(HttpRequest("GET", f"{self.base_url}?task_id={task.task_id}", {}), (task,))
+            for task in tasks
+            if task.task_id
+        ]
+
+
+WRONG_VENDORS: list[tuple[type[Novita], str]] = [
+    (Gullible, "test_a_vector_means_what_it_says"),
+    (Gullible, "test_a_status_that_is_not_known_is_no_end"),
+    (Gullible, "test_a_field_that_is_missing_or_of_another_type_is_never_another_end"),
+    (Crashing, "test_a_field_that_is_missing_or_of_another_type_is_never_another_end"),
+    (Crashing, "test_whatever_arrives_is_an_observation_a_quarantine_or_a_refusal"),
+    (Hopeful, "test_only_a_clear_no_is_a_no"),
+    (Exact, "test_numbers_may_come_as_strings"),
+    (Strict, "test_unknown_fields_change_nothing"),
+    (Forgetful, "test_a_create_says_what_was_asked"),
+    (Talkative, "test_a_create_says_what_was_asked"),
+    (Careless, "test_every_task_is_in_one_query_and_ids_are_quoted"),
+]
+
+
+NOTICED = (AssertionError, KeyError, TypeError, VendorRefused, SubmissionUnknown, Unintelligible, msgspec.DecodeError)
+
+
+@pytest.mark.parametrize(("wrong", "promise"), WRONG_VENDORS, ids=lambda value: getattr(value, "__name__", ""))
+def test_a_vendor_that_breaks_a_promise_is_caught(wrong: type[Novita], promise: str, tmp_path: Path) -> None:
+    with pytest.raises((*NOTICED, pytest.fail.Exception)):
+        hold_to(wrong("novita", "the-key", "https://api.novita.ai"), promise, tmp_path)
+    hold_to(Novita("novita", "the-key", "https://api.novita.ai"), promise, tmp_path)  # the true one keeps it
+
+
+def hold_to(adapter: Vendor, promise: str, tmp_path: Path) -> None:
+    """Run one test of the suite with an adapter."""
+
+    class Suite(VendorSuite):
+        vendor = "novita"
+
+        @classmethod
+        def adapters(cls) -> list[Vendor]:
+            return [adapter]
+
+    run = getattr(Suite(), promise)
+    wanted = list(inspect.signature(run).parameters)
+    given: dict[str, Any] = {"adapter": adapter, "tmp_path": tmp_path}
+    for vector in Suite.vectors().values() if "vector" in wanted else [None]:
+        run(**{name: (vector if name == "vector" else given[name]) for name in wanted})

@@ -1,7 +1,6 @@
 """The whole road in one process: sandbox, receiver, hook and submitter on loopback."""
 
 import asyncio
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from submitter.http import VendorHttp
 from submitter.media import download
 from submitter.sandbox.media import inspect
 from submitter.task import TaskStatus
-from submitter.watch import SubmittedTask
 from tests.conftest import HOOK_SECRET, World
 
 
@@ -333,52 +331,6 @@ async def test_a_medium_that_cannot_be_probed_is_a_warning_and_one_that_is_wrong
     with pytest.raises(InvalidRequest) as wrong:
         await world.submitter.prepare(world.request(image=world.media / "dance.mp4", video=world.media / "girl.png"))
     assert {problem.field for problem in wrong.value.problems} == {"image.format", "video.format"}
-
-
-async def test_one_hundred_tasks_with_faults_all_end_right(world: World) -> None:
-    await run_many(world, 100)
-
-
-async def run_many(world: World, count: int) -> dict[str, int]:
-    """Submit `count` tasks with lost, repeated and reordered callbacks; check every promise; return counts."""
-    world.environ["KLING_RELAY_POLL_AFTER_S"] = str(max(5, count // 40))
-    world.kling.pace_s = 0.05
-    world.kling.slots = 10_000
-    await world.start()
-    first = await world.submitter.submit(world.request())  # the result is rendered once, before the rush
-    await first.result(timeout=60)
-    world.faults(drop=0.1, repeat=0.1, reorder=0.1, seed=7)
-    a_few = asyncio.Semaphore(20)  # so that a task's callbacks are late by the faults, and not by the load
-
-    async def submit() -> SubmittedTask:
-        async with a_few:
-            return await world.submitter.submit(world.request())
-
-    tasks = [first, *await asyncio.gather(*(submit() for _ in range(count - 1)))]
-    done = await asyncio.gather(*(task.result(timeout=240) for task in tasks))
-    assert {task.status for task in done} == {TaskStatus.SUCCEED}
-    assert world.kling.counts["created"] == count
-    ledger = world.open_ledger()
-    expected: Counter[str] = Counter()
-    for task in done:
-        expected.update(event.id for event in await ledger.events(task.external_task_id))
-    assert set(expected.values()) == {1}
-    async with asyncio.timeout(60):
-        while len({event["id"] for event in world.inbox.events}) < len(expected):
-            await world.inbox.until(len(world.inbox.requests) + 1)
-    assert {event["id"] for event in world.inbox.events} == set(expected)
-    silent = [job for job in world.kling.jobs.values() if "succeeded:200" not in job.callbacks]
-    asked = [job for job in world.kling.jobs.values() if job.queries]
-    assert {job.id: job.callbacks for job in asked} == {job.id: job.callbacks for job in silent}
-    await ledger.close()
-    return {
-        "tasks": count,
-        "silent": len(silent),
-        "polled": len(asked),
-        "queries": world.kling.counts["query_v2"],
-        "events": len(expected),
-        "deliveries": len(world.inbox.requests),
-    }
 
 
 async def test_a_poller_asks_in_batches_of_twenty(world: World) -> None:

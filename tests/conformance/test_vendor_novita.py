@@ -1,0 +1,7 @@
+"""Novita passes the vendors' suite."""
+
+from tests.conformance.vendors import VendorSuite
+
+
+class TestNovita(VendorSuite):
+    vendor = "novita"
