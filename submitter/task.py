@@ -225,9 +225,7 @@ def transition(task: Task, observation: Observation, now_ms: int) -> Transition 
             moved = replace(task, vendor=vendor, patience=patience, tried=tried, begun=False, updated_at_ms=now_ms)
             return Transition(moved)
         case OutcomeUnknown(message):
-            if task.status is not TaskStatus.CREATED:
-                return None
-            return _become(task, TaskStatus.SUBMISSION_UNKNOWN, now_ms, message=message)
+            return _outcome_unknown(task, message, now_ms)
         case Unheard(message):
             return _unheard(task, message, now_ms)
         case Doubted(by_vendor):
@@ -305,6 +303,15 @@ def _how_it_got_there(task: Task) -> str:
     return f"sent to {task.vendor}, since it was refused by {refusals}"
 
 
+def _outcome_unknown(task: Task, message: str, now_ms: int) -> Transition | None:
+    if task.status not in NOT_ANSWERED:
+        return None
+    released = replace(task, sender=None, sending_until_ms=0)
+    if task.status is TaskStatus.SUBMISSION_UNKNOWN:
+        return Transition(released)
+    return _become(released, TaskStatus.SUBMISSION_UNKNOWN, now_ms, message=message)
+
+
 def _sending(task: Task, sending: Sending, now_ms: int) -> Transition | None:
     sender, until_ms = sending.sender, sending.until_ms
     if task.sender != sender and not may_send(task, now_ms):
@@ -352,7 +359,6 @@ def _become(
     videos: tuple[Video, ...] = (),
     cost: tuple[Charge, ...] = (),
 ) -> Transition:
-    ends_sending = status is not TaskStatus.SUBMISSION_UNKNOWN
     became = replace(
         task,
         status=status,
@@ -361,8 +367,8 @@ def _become(
         videos=videos,
         cost=cost,
         sequence=task.sequence + 1,
-        sender=None if ends_sending else task.sender,
-        sending_until_ms=0 if ends_sending else task.sending_until_ms,
+        sender=None,
+        sending_until_ms=0,
         refused=False,
         polls=0,
         updated_at_ms=now_ms,

@@ -37,7 +37,7 @@ class OxenSandbox(Sandbox):
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
-        self._listening: set[asyncio.Queue[bytes | None]] = set()
+        self.listening: set[asyncio.Queue[bytes | None]] = set()
 
     def routes(self) -> list[Route]:
         return [
@@ -56,7 +56,7 @@ class OxenSandbox(Sandbox):
         return JSONResponse(error, ERRORS[refusal.kind])
 
     async def close(self) -> None:
-        for queue in self._listening:
+        for queue in self.listening:
             queue.put_nowait(None)
         await super().close()
 
@@ -72,8 +72,8 @@ class OxenSandbox(Sandbox):
     async def tell(self, job: Job, told: Told) -> None:
         """Send an event to whoever listens now; nothing is kept for others."""
         self.counts["callbacks"] += 1
-        job.callbacks.append(f"{told.status}:{'200' if self._listening else 'nobody listens'}")
-        for queue in self._listening:
+        job.callbacks.append(f"{told.status}:{'200' if self.listening else 'nobody listens'}")
+        for queue in self.listening:
             queue.put_nowait(b"event: media_generation_completed\ndata: " + told.body + b"\n\n")
             if self._dice.falls(self.faults.hang_up):
                 queue.put_nowait(None)
@@ -129,7 +129,7 @@ class OxenSandbox(Sandbox):
         queue: asyncio.Queue[bytes | None] = asyncio.Queue()
 
         async def stream() -> AsyncIterator[bytes]:
-            self._listening.add(queue)
+            self.listening.add(queue)
             self.counts["streams"] += 1
             try:
                 yield b": welcome\n\n"
@@ -142,6 +142,6 @@ class OxenSandbox(Sandbox):
                         return
                     yield event
             finally:
-                self._listening.discard(queue)
+                self.listening.discard(queue)
 
         return StreamingResponse(stream(), media_type="text/event-stream")
