@@ -69,7 +69,8 @@ class Limits(msgspec.Struct, frozen=True):
 
     Durations in seconds, by orientation. `inline_image`: it takes an image's bytes, and not only
     URLs. `own_id`: it takes the external_task_id, and can be asked by it, so that a create whose
-    answer was lost can be looked for. `url_lives` says how long a result can be fetched.
+    answer was lost can be looked for. `ids_per_query` None: all in one. `url_lives` says how long
+    a result can be fetched.
     """
 
     source: str
@@ -86,7 +87,7 @@ class Limits(msgspec.Struct, frozen=True):
     watermark: bool = False
     inline_image: bool = False
     own_id: bool = False
-    ids_per_query: int = 1
+    ids_per_query: int | None = 1
     notes: tuple[str, ...] = ()
 
 

@@ -12,7 +12,7 @@ from typing import Self
 import msgspec
 import structlog
 
-from submitter.asked import asked_of, differences, request_again
+from submitter.asked import differences, request_again
 from submitter.callback_url import callback_url
 from submitter.clock import Clock
 from submitter.create import SENDING_LEASE_S, Candidate, Creator
@@ -23,21 +23,15 @@ from submitter.errors import (
     Problem,
 )
 from submitter.http import VendorHttp
-from submitter.installed import limits as installed_limits
 from submitter.learned import WITNESSES, patience_with
 from submitter.ledger import Ledger, open_ledger
 from submitter.ledger.base import Reserved
-from submitter.media import Medium, open_medium, probe
+from submitter.media import Medium
 from submitter.media_store import MediaStore, open_media_store
+from submitter.preflight import Prepared, preflight
 from submitter.request import (
-    Limits,
-    MediaFacts,
     MotionControl,
-    check_media,
-    check_request,
-    check_source,
     mode_of,
-    name_who_can,
 )
 from submitter.schedule import LOOK_FOR_S
 from submitter.settings import Settings, load_settings
@@ -56,21 +50,6 @@ from submitter.vendors.base import HttpRequest, Job
 from submitter.watch import SubmittedTask, Watch
 
 log = structlog.get_logger("submitter")
-
-
-class Prepared(msgspec.Struct, frozen=True):
-    """A request that passed preflight: the vendors that can do it, its id, its media with their
-    formats by field, what was asked for, and what was not checked.
-    """
-
-    request: MotionControl
-    vendors: tuple[str, ...]
-    external_task_id: str
-    image: Medium
-    video: Medium
-    formats: dict[str, str]
-    asked: dict[str, str]
-    warnings: tuple[str, ...]
 
 
 class Submitter:
@@ -135,58 +114,8 @@ class Submitter:
         return await self.submit_prepared(prepared, callback=callback)
 
     async def prepare(self, request: MotionControl) -> Prepared:
-        """Check a request and its media against the limits of each of its vendors.
-
-        A vendor that cannot do it is left out, with a warning; when none can, InvalidRequest
-        names every problem, and who can.
-        """
-        if not request.vendors:
-            known = ", ".join(installed_limits())
-            raise InvalidRequest([Problem("vendor", repr(request.vendor), f"of {known}", "Name one, or several.")])
-        limits = {name: self._settings.require_vendor(name).vendor.limits for name in request.vendors}
-        image = open_medium("image", request.image, inline=True)
-        video = open_medium("video", request.video, inline=False)
-        problems = [medium for medium in (image, video) if isinstance(medium, Problem)]
-        media = [medium for medium in (image, video) if isinstance(medium, Medium)]
-        probes = {medium.field: await probe(medium, self._media) for medium in media}
-        for found in probes.values():
-            problems.extend(found.problems)
-        facts = {field: found.facts for field, found in probes.items()}
-        wrong = {
-            name: self._problems(request, media, facts, theirs)
-            for name, theirs in (installed_limits() | limits).items()
-        }
-        able = tuple(name for name in request.vendors if not wrong[name])
-        if problems or not able or isinstance(image, Problem) or isinstance(video, Problem):
-            raise InvalidRequest([*problems, *name_who_can(wrong[request.vendors[0]], wrong)])
-        return Prepared(
-            request=request,
-            vendors=able,
-            external_task_id=request.external_task_id or self._clock.new_id(),
-            image=image,
-            video=video,
-            formats={field: found.format for field, found in facts.items() if found and found.format},
-            asked=await asyncio.to_thread(asked_of, request, image, video),
-            warnings=(
-                *(found.warning for found in probes.values() if found.warning),
-                *(f"{name} is left out: {wrong[name][0]}" for name in request.vendors if wrong[name]),
-            ),
-        )
-
-    def _problems(
-        self, request: MotionControl, media: list[Medium], facts: dict[str, MediaFacts | None], limits: Limits
-    ) -> list[Problem]:
-        """Return what is wrong with a request at one vendor."""
-        has_store = self._settings.media_store is not None
-        return [
-            *check_request(request, limits),
-            *(
-                problem
-                for medium in media
-                for problem in check_source(medium.field, medium.kind, limits, has_store=has_store)
-            ),
-            *check_media(request, limits, facts.get("image"), facts.get("video")),
-        ]
+        """Check a request and its media; raise InvalidRequest with every problem."""
+        return await preflight(request, self._settings, self._media, self._clock)
 
     async def submit_prepared(
         self, prepared: Prepared, *, callback: bool = True, surely_absent: bool = False

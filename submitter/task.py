@@ -265,7 +265,7 @@ def _reported(task: Task, report: Report, now_ms: int) -> Transition | None:
             report.status,
             now_ms,
             task_id=task.task_id or report.task_id,
-            message=report.message or (_how_it_got_there(task) if report.source == "create" else ""),
+            message=report.message or (_how_it_got_there(task) if report.status is TaskStatus.SUBMITTED else ""),
             videos=report.videos,
             cost=report.cost or task.cost,
         )

@@ -56,6 +56,7 @@ STATUS = {
 RESOLUTION = {"std": "720p", "pro": "1080p"}
 PATH_V2 = {"kling-v3": "/motion-control/kling-3.0", "kling-v2-6": "/motion-control/kling-2.6"}
 PATH_V1 = "/v1/videos/motion-control"
+IDS_PER_QUERY = 20  # 21 are refused with 400/1201, seen live
 PAGE_V1 = 500
 LAST_PAGE_V1 = 1000
 RESULT_LIVES_MS = 30 * 86400 * 1000
@@ -103,7 +104,7 @@ LIMITS_V2 = Limits(
     watermark=True,
     inline_image=True,
     own_id=True,
-    ids_per_query=20,  # 21 are refused with 400/1201, seen live
+    ids_per_query=IDS_PER_QUERY,
     url_lives="30 days",
 )
 LIMITS_V1 = msgspec.structs.replace(
@@ -242,8 +243,8 @@ class KlingV2(_Kling, frozen=True):
         unknown = [task for task in tasks if task.task_id is None]
         queries = []
         for group, field in ((known, "task_ids"), (unknown, "external_task_ids")):
-            for start in range(0, len(group), LIMITS_V2.ids_per_query):
-                batch = tuple(group[start : start + LIMITS_V2.ids_per_query])
+            for start in range(0, len(group), IDS_PER_QUERY):
+                batch = tuple(group[start : start + IDS_PER_QUERY])
                 ids = ",".join(quote(task.task_id or task.external_task_id, safe="") for task in batch)
                 queries.append(Query(self._request("GET", f"/tasks?{field}={ids}", now_s), batch))
         return queries

@@ -66,6 +66,7 @@ LIMITS = Limits(
     prompt_required=True,
     models=("kling-v3",),
     modes=("pro",),
+    ids_per_query=None,
     url_lives="kept",
     notes=("media limits are not stated: Kling's are taken", "parameters are checked only when the job runs"),
 )

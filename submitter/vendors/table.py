@@ -65,7 +65,7 @@ ROWS: tuple[tuple[str, Callable[[Vendor], str]], ...] = (
     ("your id is known there", lambda vendor: _yes(vendor.limits.own_id)),
     ("told by", _told),
     ("callbacks by default", lambda vendor: str(vendor.callbacks).lower()),
-    ("tasks a query", lambda vendor: str(vendor.limits.ids_per_query)),
+    ("tasks a query", lambda vendor: str(vendor.limits.ids_per_query or "all")),
     ("result URL lives", lambda vendor: vendor.limits.url_lives),
     ("besides", lambda vendor: "; ".join(vendor.limits.notes)),
 )

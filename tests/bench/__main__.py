@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import logging
 import os
 import shutil
 import socket
@@ -15,10 +16,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import structlog
 import uvloop
 
 from submitter.sandbox.media import make_image, make_video
 from submitter.task import TaskStatus
+from submitter.vendors import BUILT_IN
 from tests.bench import servers
 from tests.bench.load import Load, drip, flood
 
@@ -148,19 +151,18 @@ def import_ms(code: str) -> float:
     return statistics.median(times)
 
 
-async def faults(count: int) -> dict[str, int]:
-    """Run `count` tasks through the sandbox with lost, repeated and reordered callbacks; check every promise."""
-    from receiver import log
+async def faults(count: int, vendor: str = "kling") -> dict[str, int]:
+    """Run `count` tasks through a sandbox with lost, repeated and reordered reports; check every promise."""
     from tests.conftest import World, run_many
 
-    log.quiet()
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     with folder() as directory:
         (directory / "girl.png").write_bytes(make_image(400, 600))
         (directory / "dance.mp4").write_bytes(make_video(4, 480, 360))
         (directory / "world").mkdir()
         world = World(directory / "world", directory)
         async with world.stack:
-            return await run_many(world, count)
+            return await run_many(world, count, vendor)
 
 
 def show_accept(loads: dict[str, list[Load]], names: dict[str, str]) -> None:
@@ -176,12 +178,26 @@ def show_accept(loads: dict[str, list[Load]], names: dict[str, str]) -> None:
         print(line + (f"  {bad} refused" if bad else ""))
 
 
+def show_faults(tasks: int, vendor_tasks: int) -> None:
+    """Print the tables of tasks whose reports were dropped, repeated and reordered."""
+    counts: dict[str, Any] = asyncio.run(faults(tasks))
+    print(f"\n{tasks} tasks, callbacks dropped, repeated and reordered (10 % each): all ended right, none twice")
+    print("  " + ", ".join(f"{name} {count}" for name, count in counts.items()))
+    if vendor_tasks:
+        print(f"\n{f'{vendor_tasks} tasks with the same faults':<30}{'silent':>8}{'queries':>9}{'per task':>10}")
+        for vendor in BUILT_IN:
+            counts = asyncio.run(faults(vendor_tasks, vendor))
+            line = f"{vendor:<30}{counts['silent']:>8}{counts['queries']:>9}"
+            print(line + f"{counts['queries'] / vendor_tasks:>10.2f}")
+
+
 def main() -> None:
     """Measure, and print."""
     parser = argparse.ArgumentParser(prog="make bench")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--ended", type=int, default=1_000_000, help="ended tasks in the large ledger")
     parser.add_argument("--tasks", type=int, default=1000, help="tasks through the faulty sandbox")
+    parser.add_argument("--vendor-tasks", type=int, default=200, help="tasks through each vendor's faulty sandbox")
     options = parser.parse_args()
     print(f"{os.cpu_count()} processors, Python {sys.version.split()[0]}, medians of {options.rounds} rounds\n")
 
@@ -219,11 +235,7 @@ def main() -> None:
         ratio = statistics.median(large) / statistics.median(small)
         print(f"with {options.ended:,} ended tasks in the ledger: {ratio:.2f} times as many callbacks a second")
 
-    counts: dict[str, Any] = asyncio.run(faults(options.tasks))
-    print(
-        f"\n{options.tasks} tasks, callbacks dropped, repeated and reordered (10 % each): all ended right, none twice"
-    )
-    print("  " + ", ".join(f"{name} {count}" for name, count in counts.items()))
+    show_faults(options.tasks, options.vendor_tasks)
 
 
 if __name__ == "__main__":

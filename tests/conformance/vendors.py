@@ -31,6 +31,7 @@ from submitter.http import VendorHttp
 from submitter.installed import vendors
 from submitter.ledger.sqlite import SqliteLedger
 from submitter.request import MotionControl
+from submitter.sandbox.faults import Faults
 from submitter.sandbox.server import free_socket, listening
 from submitter.schedule import Backoff, Patience
 from submitter.task import NOT_ANSWERED, Report, Task, TaskStatus, transition
@@ -431,11 +432,11 @@ class VendorSuite:
             await world.submitter.creator.http.close()
 
     @pytest.mark.parametrize("kind", ["balance", "permission"])
-    async def test_a_sure_refusal_goes_to_the_next_vendor(self, world: World, kind: str) -> None:
+    async def test_a_sure_refusal_goes_to_the_next_vendor(self, world: World, kind: Any) -> None:
         first, second = world.stand_in(self.vendor), world.stand_in(self._other())
         await world.start()
-        world.faults(refuse=kind)
-        second.set_faults(type(second.faults)())
+        first.set_faults(Faults(refuse=kind))
+        second.pace_s = 0.5  # so that its first status is seen
         task = await world.submitter.submit(world.request(vendor=f"{self.vendor},{self._other()}"))
         assert task.task.vendor == self._other()
         assert task.task.tried[0].vendor == self.vendor
@@ -446,7 +447,7 @@ class VendorSuite:
     async def test_an_ambiguous_create_stays_where_it_is(self, world: World) -> None:
         first, second = world.stand_in(self.vendor), world.stand_in(self._other())
         await world.start()
-        first.set_faults(type(first.faults)(create_5xx=1))
+        first.set_faults(Faults(create_5xx=1))
         request = world.request(vendor=f"{self.vendor},{self._other()}", external_task_id="order-1")
         with contextlib.suppress(SubmissionUnknown):
             await world.submitter.submit(request)

@@ -12,6 +12,7 @@ import httpx
 import msgspec
 import pytest
 
+from submitter.sandbox.faults import Faults
 from submitter.sandbox.server import free_socket
 from submitter.task import TaskStatus
 from tests.conftest import World
@@ -31,7 +32,8 @@ async def spawn(environ: Mapping[str, str], *arguments: str) -> asyncio.subproce
     pipe = asyncio.subprocess.PIPE
     root = str(Path(__file__).parents[2])
     inherited = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
-    whole = inherited | {"PYTHONPATH": root} | dict(environ)
+    paths = ":".join(filter(None, (root, environ.get("MORE_PATH"))))
+    whole = inherited | {"PYTHONPATH": paths} | dict(environ)
     return await asyncio.create_subprocess_exec(*CLI, *arguments, env=whole, stdout=pipe, stderr=pipe)
 
 
@@ -287,3 +289,72 @@ async def test_the_demo_runs_by_itself(tmp_path: Path) -> None:
     for step in ("callback verified and stored: succeed", "told the hook demo", "signature verified: task.succeed"):
         assert step in ended.out
     assert (tmp_path / "out" / "result.mp4").stat().st_size > 10_000
+
+
+async def test_vendors_shows_what_each_can_do(world: World) -> None:
+    await world.start(receiver=False)
+    world.environ["NOVITA_API_KEY"] = "k"
+    table = msgspec.json.decode((await cli(world.environ, "vendors", "--json")).out)
+    assert list(table) == ["kling", "novita", "highway", "aihubmax", "oxen"]
+    assert (table["novita"]["credentials"], table["oxen"]["credentials"]) == ("set", "not set")
+    assert table["novita"]["negative prompt"] == "to 2500 characters"
+    shown = await cli(world.environ, "vendors")
+    assert "event stream" in shown.out
+
+
+async def test_costs_are_totalled_by_day_and_vendor(world: World) -> None:
+    for vendor in ("aihubmax", "oxen"):
+        world.stand_in(vendor)
+    await world.start()
+    for vendor in ("kling", "kling", "aihubmax", "oxen"):
+        await (await world.submitter.submit(world.request(vendor=vendor))).result(timeout=20)
+    rows = msgspec.json.decode((await cli(world.environ, "tasks", "costs", "--json")).out)
+    assert [(row["vendor"], row["tasks"], row["amount"], row["unit"]) for row in rows] == [
+        ("aihubmax", 1, "40.0", "credit"),
+        ("kling", 2, "7.2", "unit"),
+        ("oxen", 1, None, "not said"),
+    ]
+    only = await cli(world.environ, "tasks", "costs", "--vendor", "kling")
+    assert "7.2" in only.out
+    assert "oxen" not in only.out
+
+
+async def test_a_person_settles_what_nobody_knows(world: World) -> None:
+    novita = world.stand_in("novita")
+    novita.pace_s = 30
+    await world.start()
+    world.faults(create_5xx=1)
+    arguments = submit_arguments(world, "--vendor", "novita", "--external-task-id")
+    for id in ("order-1", "order-2"):
+        ended = await cli(world.environ, *arguments, id)
+        assert ended.status == 1
+        assert "kling-relay tasks adopt" in ended.err
+    world.faults()
+    adopted = await cli(world.environ, "tasks", "adopt", "order-1", next(iter(novita.jobs)))
+    assert adopted.out.startswith("submitted  external_task_id order-1"), adopted.err
+    sent = await cli(world.environ, "tasks", "retry", "order-2", "--absent")
+    assert sent.out.startswith("submitted  external_task_id order-2"), sent.err
+    assert novita.counts["created"] == 3
+
+
+async def test_a_user_names_two_vendors_and_is_told_where_it_went(world: World) -> None:
+    world.stand_in("novita")
+    await world.start()
+    world.kling.set_faults(Faults(refuse="balance"))
+    ended = await cli(
+        world.environ, *submit_arguments(world, "--vendor", "kling,novita", "--external-task-id", "o-1", "--wait")
+    )
+    assert ended.status == 0, ended.err
+    shown = (await cli(world.environ, "tasks", "show", "o-1")).out
+    assert "refused by        kling: no balance" in shown
+    assert "novita" in shown
+
+
+@pytest.mark.parametrize("vendor", ["novita", "oxen"])
+async def test_the_demo_shows_every_vendor(vendor: str, tmp_path: Path) -> None:
+    ended = await cli({}, "demo", "--vendor", vendor, "--directory", str(tmp_path / "demo"), timeout_s=60)
+    assert ended.status == 0, ended.err
+    assert (tmp_path / "demo" / "result.mp4").stat().st_size > 1000
+    wrong = await cli({}, "demo", "--vendor", "nobody")
+    assert wrong.status == 2
+    assert "one of kling, novita" in wrong.err
