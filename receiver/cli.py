@@ -198,7 +198,7 @@ def sandbox(host: str, port: int, pace: float, slots: int, secret: str | None, f
     app = create_sandbox(standing, base_url=f"http://{host}:{port}")
     for one in standing:
         click.echo("export " + " ".join(f"{name}={value}" for name, value in one.environ().items()), err=True)
-    uvicorn.run(app, host=host, port=port, log_level="warning")
+    uvicorn.run(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=1)  # a stream never ends
 
 
 @main.command()

@@ -21,7 +21,7 @@ from submitter.ledger import Ledger
 from submitter.observe import observe
 from submitter.schedule import LOOK_FOR_S, OUTAGE_BACKOFF, SLOT_BACKOFF, Patience
 from submitter.settings import VendorSettings
-from submitter.task import NOT_ANSWERED, Diverted, Observation, OutcomeUnknown, Refused, Sending, Task
+from submitter.task import NOT_ANSWERED, Diverted, Observation, OutcomeUnknown, Refused, Sending, Task, refusals_of
 from submitter.vendors.base import HttpRequest
 
 SENDING_LEASE_S = 15.0
@@ -101,7 +101,7 @@ class Creator:
                     except VendorRefused as refused:
                         refusal = refused
             await self.observe(task.external_task_id, Refused(str(refusal)))
-            raise refusal
+            raise refusal.after(refusals_of(task)) if task.tried else refusal
 
     async def divert(self, task: Task, candidate: Candidate, reason: str | None) -> Task:
         """Return the task at the candidate, whichever vendor it was meant for before."""

@@ -152,6 +152,11 @@ class VendorRefused(RelayError):
             f"{vendor} refused: {message or 'no reason given'} (HTTP {http_status}, code {code}). {remedy}"
         )
 
+    def after(self, others: str) -> "VendorRefused":
+        """Return this error, saying too who refused before."""
+        self.args = (f"{self} Before, it was refused by {others}.",)
+        return self
+
 
 class SubmissionUnknown(RelayError):
     """A create was sent and nobody knows whether it made a task; it is never simply repeated.

@@ -239,13 +239,14 @@ def _vendors(reader: Reader) -> dict[str, VendorSettings]:
             if key.startswith(prefix) and value
         }
         reader.check_names(reader.vendor_table(name), (*OF_VENDOR, *vendor.names), f"vendor.{name}")
+        callbacks = _callbacks(reader, name, vendor.reader)
         try:
             configured = vendor.configure(variables)
         except InvalidSettings as error:
             reader.problems.extend(error.problems)
             continue
         if configured is not None:
-            vendors[name] = _vendor(reader, name, configured, common)
+            vendors[name] = _vendor(reader, configured, common, callbacks)
     return vendors
 
 
@@ -257,8 +258,8 @@ class _Common(msgspec.Struct, frozen=True):
     parallel: float | None
 
 
-def _vendor(reader: Reader, name: str, vendor: Vendor, common: _Common) -> VendorSettings:
-    usual = vendor.patience
+def _vendor(reader: Reader, vendor: Vendor, common: _Common, callbacks: CallbackSetting) -> VendorSettings:
+    name, usual = vendor.name, vendor.patience
     after_s = reader.number("poll_after_s", common.poll_after_s, vendor=name, least=0.01)
     parallel = reader.number("parallel", common.parallel, vendor=name, least=1)
     silence, asking = usual.silence, usual.asking
@@ -269,7 +270,7 @@ def _vendor(reader: Reader, name: str, vendor: Vendor, common: _Common) -> Vendo
         vendor=vendor,
         parallel=None if parallel is None else int(parallel),
         patience=Patience(silence, asking, common.abandon_after_s or usual.abandon_after_s),
-        callbacks=_callbacks(reader, name, vendor),
+        callbacks=callbacks,
     )
 
 

@@ -299,8 +299,12 @@ def _how_it_got_there(task: Task) -> str:
     """Say why a task is at this vendor, when others were tried before."""
     if not task.tried:
         return ""
-    refusals = "; ".join(f"{tried.vendor}: {tried.reason}" for tried in task.tried)
-    return f"sent to {task.vendor}, since it was refused by {refusals}"
+    return f"sent to {task.vendor}, since it was refused by {refusals_of(task)}"
+
+
+def refusals_of(task: Task) -> str:
+    """Say which vendors refused a task, and why."""
+    return "; ".join(f"{tried.vendor}: {tried.reason}" for tried in task.tried)
 
 
 def _outcome_unknown(task: Task, message: str, now_ms: int) -> Transition | None:
