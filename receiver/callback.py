@@ -62,5 +62,5 @@ class Verify(msgspec.Struct, frozen=True):
         """Return the report if it is to be believed, or Doubted if the vendor is to be asked first."""
         confirm = self.doors[vendor].confirm
         if confirm == "always" or (confirm == "terminal" and report.status in TERMINAL):
-            return Doubted()
+            return Doubted(report.task_id)
         return report

@@ -65,7 +65,7 @@ class Listener:
                     log.exception("stream.failed", vendor=self._vendor.name)
                     reason = type(error).__name__
                 attempt = 0 if self._clock.now_s() - begun_s >= STEADY_S else attempt + 1
-                delay_s = OUTAGE_BACKOFF.delay_s(attempt, self._clock.chance()) if attempt else 0
+                delay_s = OUTAGE_BACKOFF.delay_s(attempt - 1, self._clock.chance()) if attempt else 0
                 log.warning("stream.ended", vendor=self._vendor.name, reason=reason, again_in_s=round(delay_s, 1))
                 await asyncio.sleep(delay_s)
 

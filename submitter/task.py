@@ -174,9 +174,11 @@ class Unheard(msgspec.Struct, frozen=True):
 class Doubted(msgspec.Struct, frozen=True):
     """A report came that must not be believed, or cannot be understood, before the vendor is asked.
 
-    `by_vendor` is False when it was a person who made it.
+    `task_id` is the vendor's, as the report has it: by it the vendor can be asked, even when the
+    answer to create was lost. `by_vendor` is False when it was a person who made the report.
     """
 
+    task_id: str | None = None
     by_vendor: bool = True
 
 
@@ -228,11 +230,19 @@ def transition(task: Task, observation: Observation, now_ms: int) -> Transition 
             return _outcome_unknown(task, message, now_ms)
         case Unheard(message):
             return _unheard(task, message, now_ms)
-        case Doubted(by_vendor):
+        case Doubted(task_id, by_vendor):
             if task.status in TERMINAL:
                 return None
-            was_told = task.was_told or by_vendor
-            return Transition(replace(task, doubted=True, was_told=was_told, polls=0, poll_at_ms=now_ms))
+            return Transition(
+                replace(
+                    task,
+                    task_id=task.task_id or task_id,
+                    doubted=True,
+                    was_told=task.was_told or by_vendor,
+                    polls=0,
+                    poll_at_ms=now_ms,
+                )
+            )
 
 
 def may_send(task: Task, now_ms: int) -> bool:
@@ -291,7 +301,7 @@ def _unfinished(task: Task, report: Report, now_ms: int) -> Transition | None:
     if task.status in SETTLED:
         return None
     if report.source in TELLING:
-        return transition(task, Doubted(), now_ms)
+        return transition(task, Doubted(report.task_id), now_ms)
     return _unheard(replace(task, doubted=True), "", now_ms)
 
 

@@ -34,7 +34,7 @@ from submitter.request import MotionControl
 from submitter.sandbox.faults import Faults
 from submitter.sandbox.server import free_socket, listening
 from submitter.schedule import Backoff, Patience
-from submitter.task import NOT_ANSWERED, Report, Task, TaskStatus, transition
+from submitter.task import Report, Task, TaskStatus, transition
 from submitter.vendors.base import HttpAnswer, Job, Streams, Vendor
 from tests.conftest import KEY, World, run_many
 
@@ -416,16 +416,16 @@ class VendorSuite:
             world.submitter.creator.http = VendorHttp(answer_timeout_s=1)
             request = world.request(vendor=self.vendor, external_task_id=f"order-{number}")
             if adapter.limits.own_id:
-                task = await world.submitter.submit(request)
+                await world.submitter.submit(request)
             else:
-                with pytest.raises(SubmissionUnknown, match="tasks adopt"):
+                with contextlib.suppress(SubmissionUnknown):  # unless a callback was quicker than the timeout
                     await world.submitter.submit(request)
                 world.faults()
                 with contextlib.suppress(SubmissionUnknown):  # asked again, it is not sent again
                     await world.submitter.submit(request)
-                task = await world.submitter.task(f"order-{number}")
-                if task.task.status in NOT_ANSWERED:  # nobody has called yet: a person says which task it is
-                    task = await world.submitter.adopt(f"order-{number}", list(sandbox.jobs)[number])
+                if not adapter.callbacks:  # no callback settles it: a person says which task it is
+                    await world.submitter.adopt(f"order-{number}", list(sandbox.jobs)[number])
+            task = await world.submitter.task(f"order-{number}")
             done = await task.result(timeout=20)
             assert done.status is TaskStatus.SUCCEED
             assert sandbox.counts["created"] == number + 1

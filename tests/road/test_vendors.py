@@ -216,6 +216,18 @@ async def test_a_submitter_that_died_while_it_sent_leaves_what_a_person_must_set
         await world.submitter.adopt("order-1", "another")
 
 
+async def test_a_callback_settles_what_nobody_knew(world: World) -> None:
+    novita = world.stand_in("novita")
+    await world.start()
+    world.faults(create_5xx=1)
+    with pytest.raises(SubmissionUnknown, match="tasks adopt order-1 TASK_ID"):
+        await world.submitter.submit(order_1(world, "novita"))
+    done = await (await world.submitter.task("order-1")).result(timeout=20)
+    assert (done.status, done.task_id) == (TaskStatus.SUCCEED, next(iter(novita.jobs)))
+    await world.inbox.until(2)
+    assert [event["type"] for event in world.inbox.events] == ["task.submission_unknown", "task.succeed"]
+
+
 async def test_a_task_that_was_never_sent_is_no_false_alarm_about_money(world: World) -> None:
     world.stand_in("novita")
     await world.start()
