@@ -7,6 +7,7 @@ tests. It subclasses `Sandbox` with the vendor's routes and words; everything el
 import asyncio
 import itertools
 import time
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any, ClassVar, NamedTuple
@@ -55,7 +56,7 @@ class Told(NamedTuple):
     body: bytes
 
 
-class Sandbox:
+class Sandbox(ABC):
     """The state of one vendor's stand-in. A subclass gives its routes and its words."""
 
     name: ClassVar[str]
@@ -81,21 +82,21 @@ class Sandbox:
 
     # -- what a vendor's own file says ---------------------------------------------------------
 
+    @abstractmethod
     def routes(self) -> list[Route]:
         """Return the API's routes."""
-        raise NotImplementedError
 
     def new_id(self) -> str:
         """Return the id of a new task."""
         return str(next(self._numbers))  # 18 digits, longer than 2^53, as Kling's are
 
+    @abstractmethod
     def refuse(self, refusal: Refusal) -> Response:
         """Return the answer that refuses a request, in the vendor's words."""
-        raise NotImplementedError
 
+    @abstractmethod
     def tells(self, job: Job) -> Any:
         """Return what the vendor tells by itself of a task as it is now, or None when it tells nothing."""
-        raise NotImplementedError
 
     def sign(self, content: bytes) -> dict[str, str]:
         """Return the headers of a callback."""
