@@ -227,7 +227,8 @@ def no_settings_of_this_shell(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
 async def run_many(world: World, count: int, vendor: str = "kling") -> dict[str, int]:
     """Submit `count` tasks with lost, repeated and reordered reports; check every promise; return counts."""
     sandbox = world.stand_in(vendor)
-    world.environ["KLING_RELAY_POLL_AFTER_S"] = str(max(5, count // 40))
+    # Where no end needs confirming, only the silent are asked about: reports may be late by the load alone.
+    world.environ["KLING_RELAY_POLL_AFTER_S"] = str(max(10 if vendor == "kling" else 5, count // 40))
     sandbox.pace_s = 0.05
     sandbox.slots = 10_000
     await world.start()
