@@ -11,7 +11,8 @@ from receiver.hooks import Hook
 from receiver.settings import load_receiver_settings
 from submitter.clock import Clock
 from submitter.errors import InvalidSettings, Problem
-from submitter.event import Event, cloud_event
+from submitter.event import Event, cloud_event, timestamp
+from submitter.ledger.base import HookState
 from submitter.schedule import Backoff, Patience
 from submitter.settings import load_settings
 from submitter.task import Task, TaskStatus, Video
@@ -37,12 +38,12 @@ def hooks_list(as_json: bool) -> None:
         rows.append(
             {
                 "name": hook.name,
-                "to": f"{parts.scheme}://{parts.hostname}{f':{parts.port}' if parts.port else ''}",
+                "to": f"{parts.scheme}://{parts.netloc.rpartition('@')[2] or parts.path}",
                 "events": "all" if hook.events is None else ",".join(sorted(hook.events)),
                 "signed": ",".join(secret.scheme for secret in hook.secrets) or "no",
                 "due": state.due,
                 "dead": state.dead,
-                "state": "on" if state.disabled is None else f"disabled: {state.disabled}",
+                "state": _state(state),
             }
         )
     if as_json:
@@ -112,6 +113,14 @@ def hooks_replay(name: str, external_task_id: str | None) -> None:
     _hook(settings.hooks, name)
     count = run(with_ledger(settings.common, lambda ledger: ledger.replay(name, Clock().now_ms(), external_task_id)))
     click.echo(f"{count} deliveries are due again; a running `serve` makes them now")
+
+
+def _state(state: HookState) -> str:
+    if state.disabled is not None:
+        return f"disabled: {state.disabled}"
+    if state.paused is not None:
+        return f"paused until {timestamp(state.paused_until_ms)}: {state.paused}"
+    return "on"
 
 
 def _hook(found: tuple[Hook, ...], name: str) -> Hook:

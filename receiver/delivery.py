@@ -11,8 +11,9 @@ from typing import Protocol
 import msgspec
 import structlog
 
+from receiver.breaker import Breaker
 from receiver.destinations.base import Destination, Outcome
-from receiver.hooks import Hook
+from receiver.hooks import PROGRESS, Hook
 from submitter.clock import Clock
 from submitter.errors import LedgerUnavailable
 from submitter.ledger.base import Delivery, Ledger, Settlement
@@ -57,11 +58,20 @@ def judge(outcome: Outcome, delivery: Delivery, hook: Hook, now_ms: int, chance:
     return Settlement("due", due_at_ms=now_ms + int(delay_s * 1000), error=outcome.answer)
 
 
+def is_wanted(hook: Hook, delivery: Delivery) -> bool:
+    """Tell whether the hook's `when` holds for the event (JMESPath's truth: null, false and what is empty are not)."""
+    return hook.when is None or bool(hook.when.search(msgspec.json.decode(delivery.event.body)))
+
+
 class Metrics(Protocol):
     """What deliveries count."""
 
     def delivery(self, hook: str, result: str, seconds: float) -> None:
         """Count an attempt by its result."""
+        ...
+
+    def breaker(self, hook: str, *, is_open: bool) -> None:
+        """Show whether a hook is left alone."""
         ...
 
 
@@ -82,6 +92,7 @@ class Dispatcher:
         self._clock = clock
         self._metrics = metrics
         self._sending = {hook.name: 0 for hook in hooks}
+        self._breakers = {hook.name: Breaker() for hook in hooks}
         self._attempts: set[asyncio.Task[None]] = set()
         now_s = clock.now_s()
         self._buckets = {
@@ -109,6 +120,8 @@ class Dispatcher:
             if delivery.hook in self._buckets:
                 self._buckets[delivery.hook] = self._buckets[delivery.hook].take(1)
         waits = [bucket.next_s for name, bucket in self._buckets.items() if bucket.next_s > 0]
+        opens_s = [breaker.until_s for breaker in self._breakers.values() if breaker.until_s is not None]
+        waits.extend(until_s - now_ms / 1000 for until_s in opens_s if until_s > now_ms / 1000)
         if claimed.next_due_ms is not None:
             waits.append(max(0.0, (claimed.next_due_ms - self._clock.now_ms()) / 1000))
         return min(waits, default=None)
@@ -119,10 +132,12 @@ class Dispatcher:
         if bucket is not None:
             self._buckets[hook.name] = bucket = bucket.at(now_s)
             room = min(room, int(bucket.tokens))
-        return max(room, 0)
+        return self._breakers[hook.name].room(max(room, 0), self._sending[hook.name], now_s)
 
     async def _attempt(self, delivery: Delivery) -> None:
         hook = self._hooks[delivery.hook]
+        if await self._is_skipped(hook, delivery):
+            return
         begun_s = self._clock.now_s()
         try:
             async with asyncio.timeout(hook.timeout_s):  # of the whole attempt: httpx's is for each read
@@ -150,8 +165,45 @@ class Dispatcher:
         )
         try:
             await self._ledger.settle(delivery, settlement)
+            await self._note(hook, outcome)
         except LedgerUnavailable as error:
             log.error("delivery.unsettled", hook=hook.name, event_id=delivery.event.id, reason=str(error))
+
+    async def _note(self, hook: Hook, outcome: Outcome) -> None:
+        """Open or close the hook's breaker."""
+        before = self._breakers[hook.name]
+        after = before.after(is_delivered=outcome.is_delivered, now_s=self._clock.now_s(), chance=self._clock.chance())
+        self._breakers[hook.name] = after
+        if after.until_s == before.until_s:
+            return
+        if self._metrics is not None:
+            self._metrics.breaker(hook.name, is_open=after.until_s is not None)
+        if after.until_s is None:
+            log.info("hook.resumed", hook=hook.name)
+            await self._ledger.pause(hook.name, None)
+        else:
+            pause_s = round(after.until_s - self._clock.now_s(), 1)
+            log.warning("hook.paused", hook=hook.name, pause_s=pause_s, reason=outcome.answer)
+            await self._ledger.pause(hook.name, int(after.until_s * 1000), outcome.answer)
+
+    async def _is_skipped(self, hook: Hook, delivery: Delivery) -> bool:
+        """Settle a delivery that the hook does not want after all, and tell whether it was one."""
+        reason = None
+        try:
+            if not is_wanted(hook, delivery):
+                reason = "`when` does not hold"
+            elif hook.latest_only and delivery.event.type in PROGRESS:
+                task = await self._ledger.get(delivery.event.external_task_id)
+                if task.sequence > delivery.event.sequence:
+                    reason = "a later event has overtaken it"
+            if reason is None:
+                return False
+            log.info("delivery.skipped", hook=hook.name, event_id=delivery.event.id, reason=reason)
+            await self._ledger.settle(delivery, Settlement("done"))
+        except LedgerUnavailable as error:
+            log.error("delivery.unsettled", hook=hook.name, event_id=delivery.event.id, reason=str(error))
+        self._sending[hook.name] -= 1
+        return True
 
     async def finish(self, timeout_s: float | None = None) -> None:
         """Wait for the attempts under way; after `timeout_s` leave them to their leases."""

@@ -11,7 +11,7 @@ import httpx
 import msgspec
 
 from receiver.cli import print_json, run
-from receiver.destinations import open_destination
+from receiver.destinations import kinds, open_destination
 from receiver.settings import ReceiverSettings, load_receiver_settings
 from receiver.signature import sign
 from submitter.callback_url import callback_url, redact
@@ -215,6 +215,8 @@ async def _hook(name: str, settings: ReceiverSettings) -> Finding:
         await destination.close()
     if reached is not None:
         return Finding(check, "fail", reached, f"Mend its URL, or the network; then `kling-relay hooks test {name}`.")
+    if not kinds()[hook.scheme].signs:
+        return Finding(check, "ok", f"reachable; `kling-relay hooks test {name}` sends it a test event")
     if not hook.secrets:
         remedy = 'Give it one: `kling-relay keys new --for hook`, and secret = "env:NAME" in its table.'
         return Finding(check, "warn", "reachable; its events are not signed: it has no secret", remedy)

@@ -6,9 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
+import jmespath
 import msgspec
+from jmespath.exceptions import JMESPathError
+from jmespath.parser import ParsedResult
 
-from receiver.destinations import SCHEMES
+from receiver.destinations import kinds
 from receiver.signature import Secret, read_secret
 from submitter.errors import InvalidSettings, Problem
 from submitter.ledger.base import Route
@@ -22,11 +25,17 @@ EVENTS = (
     "task.abandoned",
     "task.submission_unknown",
 )
+PROGRESS = frozenset({"task.submitted", "task.processing"})
+"""What `latest_only` drops once a later event has overtaken it."""
+
 MINUTE, HOUR = 60, 3600
 SCHEDULE_S = (0, 5, MINUTE, 5 * MINUTE, 30 * MINUTE, *(hours * HOUR for hours in (2, 5, 10, 14, 20, 24)))
 """Seconds to wait before each attempt, the first included: Standard Webhooks' advice, and longer."""
 
-NAMES = ("name", "url", "events", "secret", "mode", "signature", "schedule", "timeout_s", "concurrency", "rate")
+NAMES = (
+    "name", "url", "events", "when", "latest_only", "secret", "mode", "signature", "schedule", "timeout_s",
+    "concurrency", "rate",
+)  # fmt: skip
 
 
 class Hook(msgspec.Struct, frozen=True):
@@ -41,9 +50,17 @@ class Hook(msgspec.Struct, frozen=True):
     timeout_s: float = 15
     concurrency: int = 10
     rate: float | None = None
+    ordered: bool = False
+    when: ParsedResult | None = None
+    latest_only: bool = False
 
     def __repr__(self) -> str:
         return f"Hook({self.name!r})"  # its URL may hold a password
+
+    @property
+    def scheme(self) -> str:
+        """What picks the kind of its destination."""
+        return self.url.partition(":")[0]
 
     @property
     def target(self) -> str:
@@ -52,7 +69,7 @@ class Hook(msgspec.Struct, frozen=True):
 
     def route(self, room: int) -> Route:
         """Return the hook as the ledger sees it, with room for `room` more deliveries."""
-        return Route(self.name, self.events, self.target, room)
+        return Route(self.name, self.events, self.target, room, self.ordered)
 
 
 def read_hooks(
@@ -92,9 +109,15 @@ def _hook(
     url = table.get("url")
     resolved = (follow(f"{where}.url", url) or "") if isinstance(url, str) else ""
     scheme = urlsplit(resolved).scheme
-    if scheme not in SCHEMES or not urlsplit(resolved).netloc:
-        known = ", ".join(f"{scheme}://" for scheme in SCHEMES)
+    kind = kinds().get(scheme)
+    if kind is None:
+        known = f"a URL with one of {', '.join(kinds())}"
         found.append(Problem(f"{where}.url", f"scheme {scheme!r}", known, "Give the destination's full URL."))
+    elif kind.has_host and not urlsplit(resolved).hostname:
+        found.append(Problem(f"{where}.url", f"{scheme}://", f"{scheme}://host/...", "Name the host."))
+    elif "secret" in table and not kind.signs:
+        limit, remedy = "only HTTP hooks are signed", "Leave it out: a bus has credentials of its own."
+        found.append(Problem(f"{where}.secret", f"with {scheme}:", limit, remedy))
     events = table.get("events")
     strings = events is None or (isinstance(events, list) and all(isinstance(event, str) for event in events))
     need("events", strings and set(events or ()) <= set(EVENTS), f"a list of {', '.join(EVENTS)}", "Mend it.")
@@ -111,6 +134,9 @@ def _hook(
     need("timeout_s", _is_number(timeout_s, 0.1) and timeout_s <= 60, "0.1 to 60 seconds", "Mend it.")
     need("concurrency", isinstance(concurrency, int) and 1 <= concurrency <= 1000, "1 to 1000", "Mend it.")
     need("rate", rate is None or _is_number(rate, 0.001), "deliveries a second, more than 0", "Mend it.")
+    latest_only = table.get("latest_only", False)
+    need("latest_only", isinstance(latest_only, bool), "true or false", "Choose one of them.")
+    when = _when(where, table.get("when"), found)
     secrets = _secrets(where, table, follow, found)
     if found:
         return Hook(name, "")
@@ -124,7 +150,23 @@ def _hook(
         timeout_s=float(timeout_s),
         concurrency=concurrency,
         rate=None if rate is None else float(rate),
+        ordered=kind is not None and kind.ordered,
+        when=when,
+        latest_only=latest_only,
     )
+
+
+def _when(where: str, expression: object, found: list[Problem]) -> ParsedResult | None:
+    """Compile a JMESPath expression over the event."""
+    if expression is None:
+        return None
+    try:
+        return jmespath.compile(str(expression))
+    except JMESPathError as error:
+        said = str(error).partition("\n")[0]
+        remedy = "For example: data.vendor == 'kling' && data.metadata.env == 'live' (jmespath.org)."
+        found.append(Problem(f"{where}.when", repr(expression), f"a JMESPath expression: {said}", remedy))
+        return None
 
 
 def _secrets(

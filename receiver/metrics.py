@@ -20,6 +20,12 @@ class PrometheusMetrics:
             ["hook", "result"],
             registry=self._registry,
         )
+        self._paused = Gauge(
+            "kling_relay_hook_paused",
+            "1 while a hook that failed and failed is left alone",
+            ["hook"],
+            registry=self._registry,
+        )
         self._queries = Counter(
             "kling_relay_polls",
             "Queries to vendors, by vendor and result",
@@ -39,6 +45,9 @@ class PrometheusMetrics:
 
     def delivery(self, hook: str, result: str, seconds: float) -> None:
         self._deliveries.labels(hook, result).observe(seconds)
+
+    def breaker(self, hook: str, *, is_open: bool) -> None:
+        self._paused.labels(hook).set(int(is_open))
 
     def poll(self, vendor: str, result: str, tasks: int) -> None:
         self._queries.labels(vendor, result).inc()

@@ -10,6 +10,7 @@ import ipaddress
 import socket
 import ssl
 from collections.abc import Awaitable, Callable
+from urllib.parse import urlsplit
 
 import httpx
 
@@ -46,6 +47,27 @@ async def resolve(host: str, port: int) -> list[str]:
     return list(dict.fromkeys(str(entry[4][0]) for entry in found))
 
 
+def _public_of(host: str, addresses: list[str]) -> list[str]:
+    """Return a host's addresses that may be reached; raise AddressForbidden when it has none."""
+    public = [address for address in addresses if is_public(address)]
+    if not public:
+        where = "is" if addresses == [host] else f"leads to {', '.join(addresses) or 'no address'},"
+        raise AddressForbidden(
+            f"{host} {where} inside a private network; add {host} to KLING_RELAY_ALLOW_HOSTS to allow it"
+        )
+    return public
+
+
+async def require_allowed(url: str, allow_hosts: frozenset[str]) -> None:
+    """Raise AddressForbidden unless a URL's host may be reached, for clients that connect by themselves.
+
+    They resolve the name again, so this guards against a wrong URL and not against a hostile resolver.
+    """
+    host = urlsplit(url).hostname or ""
+    if host.lower() not in allow_hosts:
+        _public_of(host, await resolve(host, 0))
+
+
 class GuardedTransport(httpx.AsyncBaseTransport):
     """An httpx transport that reaches public addresses and the allowed hosts, and no others.
 
@@ -76,13 +98,8 @@ class GuardedTransport(httpx.AsyncBaseTransport):
             )
         if host.lower() in self._allow_hosts:
             return await pool.handle_async_request(request)
-        addresses = await self._resolve(host, request.url.port or (443 if request.url.scheme == "https" else 80))
-        public = [address for address in addresses if is_public(address)]
-        if not public:
-            where = "is" if addresses == [host] else f"leads to {', '.join(addresses) or 'no address'},"
-            raise AddressForbidden(
-                f"{host} {where} inside a private network; add {host} to KLING_RELAY_ALLOW_HOSTS to allow it"
-            )
+        port = request.url.port or (443 if request.url.scheme == "https" else 80)
+        public = _public_of(host, await self._resolve(host, port))
         failure: httpx.ConnectError | None = None
         for address in public:
             pinned = httpx.Request(

@@ -1,10 +1,18 @@
-"""What a destination promises."""
+"""What a destination promises, and what those with a connection of their own share."""
 
-from typing import Protocol
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import msgspec
 
+from submitter.errors import InvalidSettings, Problem
 from submitter.event import Event
+
+if TYPE_CHECKING:
+    from receiver.hooks import Hook
+
+T = TypeVar("T")
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -33,3 +41,56 @@ class Destination(Protocol):
     async def close(self) -> None:
         """Close its connections."""
         ...
+
+
+class Kept(Generic[T]):
+    """A connection that is opened when it is first used, and anew after it was dropped."""
+
+    def __init__(self, connect: Callable[[], Awaitable[T]], disconnect: Callable[[T], Awaitable[None]]) -> None:
+        self._connect = connect
+        self._disconnect = disconnect
+        self._connection: T | None = None
+        self._opening = asyncio.Lock()
+
+    async def get(self) -> T:
+        """Return the connection; raise what connecting raises."""
+        async with self._opening:
+            if self._connection is None:
+                self._connection = await self._connect()
+            return self._connection
+
+    async def drop(self, connection: T | None = None) -> None:
+        """Close the connection, if it is still this one (None: whichever it is)."""
+        async with self._opening:
+            dropped = self._connection
+            if dropped is None or (connection is not None and dropped is not connection):
+                return
+            self._connection = None
+        await self._disconnect(dropped)
+
+
+async def unless(broken: Awaitable[Any], work: Awaitable[T]) -> T:
+    """Return what `work` returns; raise ConnectionError once `broken` ends: no answer will come then."""
+    working, watching = asyncio.ensure_future(work), asyncio.ensure_future(broken)
+    try:
+        await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        raise ConnectionError("the connection broke before the server answered")
+    finally:
+        for one in (working, watching):
+            one.cancel()
+        await asyncio.gather(working, watching, return_exceptions=True)
+
+
+def failed(error: BaseException, *hidden: str | None) -> Outcome:
+    """Return the outcome of an attempt that ended in `error`, with what is secret hidden."""
+    said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    for secret in filter(None, hidden):
+        said = said.replace(secret, "[hidden]")
+    return Outcome(False, said[:500])
+
+
+def wrong(hook: "Hook", field: str, value: str, limit: str, remedy: str) -> InvalidSettings:
+    """Return the error of a hook whose table cannot be used."""
+    return InvalidSettings([Problem(f"hook[{hook.name}].{field}", value, limit, remedy)])

@@ -9,17 +9,16 @@ from datetime import UTC
 from email.utils import parsedate_to_datetime
 
 import httpx
-import msgspec
 
+from receiver.cloudevents import encode, traceparent
 from receiver.destinations.base import Outcome
 from receiver.hooks import Hook
 from receiver.signature import sign
 from submitter.egress import AddressForbidden, guarded_client
-from submitter.event import CONTENT_TYPE, Event
+from submitter.event import Event
 
 ANSWER_MAX = 2048
 RETRY_AFTER_MAX_S = 86400.0
-_ATTRIBUTES = ("specversion", "id", "source", "type", "subject", "time", "sequence")
 _ssl_context: ssl.SSLContext | None = None
 
 
@@ -31,10 +30,16 @@ class HttpDestination:
         self._client = client
 
     async def send(self, event: Event, now_s: float) -> Outcome:
-        body, headers = encode(event, self._hook.mode)
-        headers |= sign(self._hook.secrets, event.id, int(now_s), body)
+        encoded = encode(event, self._hook.mode)
+        headers = {f"ce-{name}": _header(value) for name, value in encoded.attributes.items()}
+        headers |= {
+            "user-agent": "kling-relay",
+            "content-type": encoded.content_type,
+            "traceparent": traceparent(event),
+            **sign(self._hook.secrets, event.id, int(now_s), encoded.body),
+        }
         try:
-            async with self._client.stream("POST", self._hook.url, content=body, headers=headers) as response:
+            async with self._client.stream("POST", self._hook.url, content=encoded.body, headers=headers) as response:
                 said = b""
                 if not response.is_success:
                     async for chunk in response.aiter_raw():
@@ -72,16 +77,6 @@ def open(hook: Hook, allow_hosts: frozenset[str]) -> HttpDestination:
         _ssl_context = ssl.create_default_context()
     client = guarded_client(allow_hosts, timeout_s=hook.timeout_s, verify=_ssl_context, connections=hook.concurrency)
     return HttpDestination(hook, client)
-
-
-def encode(event: Event, mode: str) -> tuple[bytes, dict[str, str]]:
-    """Return an event's body and headers in CloudEvents' structured or binary mode."""
-    headers = {"user-agent": "kling-relay"}
-    if mode == "structured":
-        return event.body, headers | {"content-type": CONTENT_TYPE}
-    envelope = msgspec.json.decode(event.body)
-    headers |= {f"ce-{name}": _header(envelope[name]) for name in _ATTRIBUTES}
-    return msgspec.json.encode(envelope["data"]), headers | {"content-type": envelope["datacontenttype"]}
 
 
 def read_retry_after(value: str | None, now_s: float) -> float | None:

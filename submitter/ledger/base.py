@@ -33,13 +33,15 @@ class Reserved(msgspec.Struct, frozen=True):
 
 class Route(msgspec.Struct, frozen=True):
     """A hook as the ledger sees it: its name, the event types it wants (None: all), a fingerprint
-    of where it leads, and how many deliveries may be claimed for it now.
+    of where it leads, how many deliveries may be claimed for it now, and whether a task's events
+    go one after the other, each once the one before it has ended.
     """
 
     hook: str
     events: frozenset[str] | None
     target: str
     room: int
+    ordered: bool = False
 
 
 DeliveryState = Literal["due", "done", "dead"]
@@ -77,12 +79,16 @@ class Claimed(msgspec.Struct, Generic[T], frozen=True):
 
 
 class HookState(msgspec.Struct, frozen=True):
-    """What the ledger knows of one hook. `disabled` is the reason, or None."""
+    """What the ledger knows of one hook. `disabled` is the reason, or None; `paused` is why nothing
+    is attempted before `paused_until_ms`, or None.
+    """
 
     hook: str
     due: int = 0
     dead: int = 0
     disabled: str | None = None
+    paused: str | None = None
+    paused_until_ms: int = 0
 
 
 class Quarantined(msgspec.Struct, frozen=True):
@@ -153,7 +159,8 @@ class Ledger(Protocol):
         """Make deliveries of the events that no hook was given yet, then claim those that are due.
 
         Each route gets at most `room`. An event goes to every route that wants it; one that is
-        disabled gets it as dead. Each attempt counted is durable before it is returned.
+        disabled gets it as dead. An ordered route gets no delivery while an earlier one of the same
+        task is due or under way. Each attempt counted is durable before it is returned.
         """
         ...
 
@@ -167,6 +174,10 @@ class Ledger(Protocol):
 
     async def replay(self, hook: str, now_ms: int, external_task_id: str | None = None) -> int:
         """Make a hook's dead deliveries due again (one task's, or all), enable it, return how many."""
+        ...
+
+    async def pause(self, hook: str, until_ms: int | None, reason: str = "") -> None:
+        """Note that nothing is attempted for a hook before `until_ms`, or (None) that it is again."""
         ...
 
     async def hook_states(self, routes: Iterable[Route]) -> list[HookState]:

@@ -63,3 +63,4 @@ ALTER TABLE tasks ADD COLUMN task_id TEXT;  -- the vendor's, once it is known
 UPDATE tasks SET task_id = json_extract(doc, '$.task_id');
 CREATE INDEX tasks_of_vendor ON tasks (vendor, created_at_ms, external_task_id);
 CREATE INDEX tasks_theirs ON tasks (task_id, vendor) WHERE task_id IS NOT NULL;
+CREATE TABLE paused (hook TEXT PRIMARY KEY, until_ms INTEGER NOT NULL, reason TEXT NOT NULL);

@@ -195,6 +195,9 @@ class SqliteLedger:
     async def replay(self, hook: str, now_ms: int, external_task_id: str | None = None) -> int:
         return await self._write(lambda db: sqlite_deliveries.replay(db, hook, now_ms, external_task_id))
 
+    async def pause(self, hook: str, until_ms: int | None, reason: str = "") -> None:
+        await self._write(lambda db: sqlite_deliveries.pause(db, hook, until_ms, reason))
+
     async def hook_states(self, routes: Iterable[Route]) -> list[HookState]:
         return await self._read(lambda db: sqlite_deliveries.hook_states(db, routes))
 

@@ -26,6 +26,12 @@ FROM deliveries AS d JOIN events AS e ON e.seq = d.event_seq
 """
 
 
+EARLIER_OF_THE_TASK = """
+SELECT 1 FROM events AS e2 JOIN deliveries AS d2 ON d2.event_seq = e2.seq AND d2.hook = d.hook
+WHERE e2.external_task_id = e.external_task_id AND e2.sequence < e.sequence AND d2.state = 'due'
+"""
+
+
 def claim(db: sqlite3.Connection, routes: Sequence[Route], now_ms: int, lease_ms: int) -> Claimed[Delivery]:
     """Make deliveries of events that have none, and claim what is due."""
     more = _route(db, routes, now_ms)
@@ -35,10 +41,12 @@ def claim(db: sqlite3.Connection, routes: Sequence[Route], now_ms: int, lease_ms
         found = _claim(db, route, now_ms, lease_ms)
         claimed.extend(found)
         if len(found) < route.room:  # else its end wakes the caller
-            due_ms = db.execute(
-                "SELECT min(due_at_ms) FROM deliveries WHERE state = 'due' AND hook = ?", (route.hook,)
-            ).fetchone()[0]
-            next_due.extend([] if due_ms is None else [due_ms])
+            row = db.execute(
+                "SELECT d.due_at_ms FROM deliveries AS d JOIN events AS e ON e.seq = d.event_seq"
+                f" WHERE d.state = 'due' AND d.hook = ? {_turn(route)} ORDER BY d.due_at_ms LIMIT 1",
+                (route.hook,),
+            ).fetchone()
+            next_due.extend([] if row is None else [row[0]])
     return Claimed(claimed, min(next_due, default=None))
 
 
@@ -81,6 +89,14 @@ def replay(db: sqlite3.Connection, hook: str, now_ms: int, external_task_id: str
     ).rowcount
 
 
+def pause(db: sqlite3.Connection, hook: str, until_ms: int | None, reason: str) -> None:
+    """Note a pause, or its end."""
+    if until_ms is None:
+        db.execute("DELETE FROM paused WHERE hook = ?", (hook,))
+    else:
+        db.execute("INSERT OR REPLACE INTO paused VALUES (?, ?, ?)", (hook, until_ms, reason))
+
+
 def hook_states(db: sqlite3.Connection, routes: Iterable[Route]) -> list[HookState]:
     """Return what is known of each hook."""
     counts = {
@@ -90,12 +106,13 @@ def hook_states(db: sqlite3.Connection, routes: Iterable[Route]) -> list[HookSta
             " UNION ALL SELECT hook, state, count(*) FROM deliveries WHERE state = 'dead' GROUP BY hook"
         )
     }
-    return [
-        HookState(
-            route.hook, counts.get((route.hook, "due"), 0), counts.get((route.hook, "dead"), 0), _disabled(db, route)
-        )
-        for route in routes
-    ]
+    paused = {hook: (until_ms, reason) for hook, until_ms, reason in db.execute("SELECT * FROM paused")}
+    states = []
+    for route in routes:
+        until_ms, reason = paused.get(route.hook, (0, None))
+        due, dead = (counts.get((route.hook, state), 0) for state in ("due", "dead"))
+        states.append(HookState(route.hook, due, dead, _disabled(db, route), reason, until_ms))
+    return states
 
 
 def read_event(row: Sequence[Any]) -> Event:
@@ -132,11 +149,16 @@ def _route(db: sqlite3.Connection, routes: Sequence[Route], now_ms: int) -> bool
     return bool(found == ROUTE_MAX)
 
 
+def _turn(route: Route) -> str:
+    """Return the condition that it is a delivery's turn."""
+    return f"AND NOT EXISTS ({EARLIER_OF_THE_TASK})" if route.ordered else ""
+
+
 def _claim(db: sqlite3.Connection, route: Route, now_ms: int, lease_ms: int) -> list[Delivery]:
     if route.room <= 0:
         return []
     rows = db.execute(
-        f"{SELECT_DELIVERIES} WHERE d.hook = ? AND d.state = 'due' AND d.due_at_ms <= ?"
+        f"{SELECT_DELIVERIES} WHERE d.hook = ? AND d.state = 'due' AND d.due_at_ms <= ? {_turn(route)}"
         " ORDER BY d.due_at_ms, d.id LIMIT ?",
         (route.hook, now_ms, route.room),
     ).fetchall()

@@ -1,5 +1,6 @@
 """What every destination must do. An implementation's test is a subclass with one fixture, `peer`."""
 
+import asyncio
 from typing import Any, Protocol
 
 from receiver.destinations.base import Destination
@@ -15,13 +16,21 @@ class Peer(Protocol):
 
     def open(self, **settings: Any) -> Destination: ...
 
-    def arrived(self) -> list[str]:
-        """Return the ids of the events that arrived."""
+    async def arrived(self) -> list[str]:
+        """Return the ids of the events that arrived, in their order."""
         ...
 
-    def refuse(self, times: int) -> None:
-        """Refuse the next events."""
+    async def refuse(self) -> None:
+        """Refuse every event."""
         ...
+
+    async def accept(self) -> None:
+        """Refuse nothing any more."""
+        ...
+
+
+class DistantPeer(Peer, Protocol):
+    """One that can go away."""
 
     async def away(self) -> None:
         """Stop answering."""
@@ -32,12 +41,12 @@ class Peer(Protocol):
         ...
 
 
-def event(n: int = 1) -> Event:
+def event(n: int = 1, task: str = "order-1") -> Event:
     patience = Patience(Backoff(1, 1, 1), Backoff(1, 1, 1), 1)
-    task = Task("order-1", "kling", TaskStatus.PROCESSING, 1000, 1000, patience, sequence=n, metadata={"a": "ü 猫"})
-    id = event_id("kling", "order-1", n)
-    body = cloud_event(id=id, type="task.processing", task=task, time_ms=1000)
-    return Event(id, "task.processing", "order-1", n, 1000, body)
+    made = Task(task, "kling", TaskStatus.PROCESSING, 1000, 1000, patience, sequence=n, metadata={"a": "ü 猫"})
+    id = event_id("kling", task, n)
+    body = cloud_event(id=id, type="task.processing", task=made, time_ms=1000)
+    return Event(id, "task.processing", task, n, 1000, body)
 
 
 class DestinationSuite:
@@ -47,20 +56,47 @@ class DestinationSuite:
         destination = peer.open()
         outcome = await destination.send(event(), NOW_S)
         assert outcome.is_delivered, outcome
-        assert peer.arrived() == [event().id]
+        assert await peer.arrived() == [event().id]
         assert await destination.reach() is None
         await destination.close()
 
     async def test_a_refusal_is_an_outcome_that_says_what_was_answered(self, peer: Peer) -> None:
         destination = peer.open()
-        peer.refuse(1)
-        outcome = await destination.send(event(), NOW_S)
+        assert (await destination.send(event(1), NOW_S)).is_delivered
+        await peer.refuse()
+        outcome = await destination.send(event(2), NOW_S)
         assert not outcome.is_delivered
         assert outcome.answer
-        assert (await destination.send(event(), NOW_S)).is_delivered
+        await peer.accept()
+        assert (await destination.send(event(2), NOW_S)).is_delivered
+        assert (await peer.arrived())[-1] == event(2).id
         await destination.close()
 
-    async def test_a_peer_that_goes_away_and_comes_back_is_reached_again(self, peer: Peer) -> None:
+    async def test_a_tasks_events_arrive_in_their_order(self, peer: Peer) -> None:
+        destination = peer.open()
+        for n in range(1, 6):
+            assert (await destination.send(event(n), NOW_S)).is_delivered
+        assert await peer.arrived() == [event(n).id for n in range(1, 6)]
+        await destination.close()
+
+    async def test_two_workers_at_once_lose_nothing(self, peer: Peer) -> None:
+        workers = [peer.open(concurrency=5), peer.open(concurrency=5)]
+        events = [event(1, f"order-{n}") for n in range(20)]
+        sends = (workers[n % 2].send(one, NOW_S) for n, one in enumerate(events))
+        outcomes = await asyncio.gather(*sends)
+        assert all(outcome.is_delivered for outcome in outcomes), outcomes
+        assert sorted(await peer.arrived()) == sorted(one.id for one in events)
+        for worker in workers:
+            await worker.close()
+
+    async def test_closing_what_was_never_used_is_well(self, peer: Peer) -> None:
+        await peer.open().close()
+
+
+class DistantSuite(DestinationSuite):
+    """What is promised besides of a destination that can be away."""
+
+    async def test_a_peer_that_goes_away_and_comes_back_is_reached_again(self, peer: DistantPeer) -> None:
         destination = peer.open()
         assert (await destination.send(event(1), NOW_S)).is_delivered
         await peer.away()
@@ -70,5 +106,15 @@ class DestinationSuite:
         assert await destination.reach()
         await peer.back()
         assert (await destination.send(event(2), NOW_S)).is_delivered
-        assert peer.arrived()[-1] == event(2).id
+        assert (await peer.arrived())[-1] == event(2).id
+        assert await destination.reach() is None
+        await destination.close()
+
+    async def test_a_host_inside_the_network_must_be_allowed(self, peer: DistantPeer) -> None:
+        destination = peer.open(allow=())
+        outcome = await destination.send(event(), NOW_S)
+        assert not outcome.is_delivered
+        assert "KLING_RELAY_ALLOW_HOSTS" in outcome.answer
+        assert "KLING_RELAY_ALLOW_HOSTS" in str(await destination.reach())
+        assert await peer.arrived() == []
         await destination.close()

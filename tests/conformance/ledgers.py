@@ -182,6 +182,34 @@ class LedgerSuite:
             "task.succeed"
         }
 
+    async def test_a_pause_is_seen_until_it_ends(self, opened: Open) -> None:
+        ledger, other = opened(), opened()
+        await ledger.pause("all", NOW + 5000, "HTTP 500")
+        (state,) = await other.hook_states([ALL])
+        assert (state.paused, state.paused_until_ms) == ("HTTP 500", NOW + 5000)
+        await other.pause("all", None)
+        (state,) = await ledger.hook_states([ALL])
+        assert state.paused is None
+
+    async def test_an_ordered_hook_gets_a_tasks_events_one_after_the_other(self, opened: Open) -> None:
+        ledger, other = opened(), opened()
+        for id in ("a", "b"):
+            await succeed(ledger, id)
+        bus = Route("bus", None, "t1", 100, ordered=True)
+        claims = await asyncio.gather(*(which.claim_deliveries([bus], NOW, 1000) for which in (ledger, other)))
+        first = [found for claim in claims for found in claim.items]
+        assert sorted((one.event.external_task_id, one.event.sequence) for one in first) == [("a", 1), ("b", 1)]
+        blocked = await ledger.claim_deliveries([bus], NOW, 1000)
+        assert (blocked.items, blocked.next_due_ms) == ([], NOW + 1000)  # when the leases end
+        by_task = {one.event.external_task_id: one for one in first}
+        await ledger.settle(by_task["a"], Settlement("done"))
+        await ledger.settle(by_task["b"], Settlement("due", due_at_ms=NOW + 60_000, error="away"))
+        second = await other.claim_deliveries([bus], NOW, 1000)
+        assert [(one.event.external_task_id, one.event.sequence) for one in second.items] == [("a", 2)]
+        assert second.next_due_ms == NOW + 1000
+        third = await ledger.claim_deliveries([bus], NOW + 60_000, 1000)
+        assert {(one.event.external_task_id, one.event.sequence) for one in third.items} == {("a", 2), ("b", 1)}
+
     async def test_a_hook_without_room_gets_nothing_and_delays_no_other(self, opened: Open) -> None:
         ledger = opened()
         for i in range(5):

@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from receiver.destinations import BUILT_IN as DESTINATIONS
 from receiver.hooks import EVENTS, NAMES
 from receiver.settings import load_receiver_settings
 from submitter.errors import InvalidSettings
@@ -39,6 +40,7 @@ def test_the_service_and_the_submitter_load_no_command_line_and_no_sandbox() -> 
     for module in ("receiver.service", "submitter.submit"):
         loaded = loaded_by(module)
         assert not {"receiver.cli", "submitter.sandbox.app", "av"} & loaded
+        assert not {"redis", "nats", "aio_pika", "aiomqtt", "paho"} & loaded  # a bus is loaded by the hook that uses it
     assert "receiver" not in loaded_by("submitter.submit")
 
 
@@ -144,3 +146,12 @@ def test_the_readme_lists_every_vendors_settings() -> None:
             assert f"`{name.upper()}_{setting.upper()}`" in README, (name, setting)
     for setting in OF_VENDOR:
         assert f"`{setting}`" in README
+
+
+def test_the_readme_lists_every_destination() -> None:
+    table = README.partition("### Event buses")[2].partition("\n\nAn extra")[0]
+    listed = {word for row in table.splitlines()[4:] for word in re.findall(r"`([a-z]+)`", row.split("|")[1])}
+    assert listed == set(DESTINATIONS)
+    extras = {kind.extra for kind in DESTINATIONS.values() if kind.extra}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert extras <= set(project["project"]["optional-dependencies"])

@@ -1,0 +1,85 @@
+"""Adds events to a Redis stream: `redis://user:password@host:6379/stream?db=0&maxlen=100000`.
+
+CloudEvents has no binding for Redis: an entry has the field `content-type`, and `event` (the
+whole CloudEvent) in structured mode or `data` with the attributes as `ce-...` in binary mode. It
+is acknowledged when XADD answers with the entry's id; the server's own persistence decides what
+that is worth. `maxlen` trims the stream, approximately.
+"""
+
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from redis.asyncio import BlockingConnectionPool, Connection, Redis, SSLConnection
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+
+from receiver.cloudevents import encode, traceparent
+from receiver.destinations.base import Outcome, failed, wrong
+from receiver.hooks import Hook
+from submitter.egress import AddressForbidden, require_allowed
+from submitter.event import Event
+
+
+class RedisDestination:
+    """One stream. The client keeps its connections, and opens them anew."""
+
+    def __init__(self, hook: Hook, client: Redis, stream: str, maxlen: int | None, allow_hosts: frozenset[str]) -> None:
+        self._hook = hook
+        self._client = client
+        self._stream = stream
+        self._maxlen = maxlen
+        self._allow_hosts = allow_hosts
+
+    async def send(self, event: Event, now_s: float) -> Outcome:
+        encoded = encode(event, self._hook.mode)
+        body_field = "event" if self._hook.mode == "structured" else "data"
+        fields: dict[Any, Any] = {
+            "content-type": encoded.content_type,
+            "traceparent": traceparent(event),
+            **{f"ce-{name}": value for name, value in encoded.attributes.items()},
+            body_field: encoded.body,
+        }
+        try:
+            await require_allowed(self._hook.url, self._allow_hosts)
+            id = await self._client.xadd(self._stream, fields, maxlen=self._maxlen, approximate=True)
+        except (RedisError, OSError, AddressForbidden) as error:
+            return failed(error)
+        return Outcome(True, f"entry {id.decode() if isinstance(id, bytes) else id}")
+
+    async def reach(self) -> str | None:
+        try:
+            await require_allowed(self._hook.url, self._allow_hosts)
+            await self._client.ping()
+        except (RedisError, OSError, AddressForbidden) as error:
+            return failed(error).answer
+        return None
+
+    async def close(self) -> None:
+        await self._client.aclose()
+
+
+def open(hook: Hook, allow_hosts: frozenset[str]) -> RedisDestination:
+    """Open a stream."""
+    parts, asked = urlsplit(hook.url), parse_qs(hook.url.partition("?")[2])
+    stream = unquote(parts.path.strip("/"))
+    if not stream or not parts.hostname:
+        found = f"{parts.scheme}://{parts.hostname or ''}{parts.path}"
+        raise wrong(hook, "url", found, "redis://host:6379/stream", "Name host and stream.")
+    db, maxlen = asked.get("db", ["0"])[0], asked.get("maxlen", [""])[0]
+    if not db.isdecimal() or not (maxlen == "" or maxlen.isdecimal()) or set(asked) - {"db", "maxlen"}:
+        raise wrong(hook, "url", f"?{parts.query}", "?db=0&maxlen=100000", "Give numbers, or leave them out.")
+    pool = BlockingConnectionPool(
+        connection_class=SSLConnection if parts.scheme == "rediss" else Connection,
+        host=parts.hostname,
+        port=parts.port or 6379,
+        username=None if parts.username is None else unquote(parts.username) or None,
+        password=None if parts.password is None else unquote(parts.password),
+        db=int(db),
+        socket_timeout=hook.timeout_s,
+        socket_connect_timeout=min(hook.timeout_s, 5),
+        max_connections=hook.concurrency,
+        timeout=hook.timeout_s,
+        retry=Retry(NoBackoff(), 0),  # the hook's schedule tries again
+    )
+    return RedisDestination(hook, Redis.from_pool(pool), stream, int(maxlen) if maxlen else None, allow_hosts)
