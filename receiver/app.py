@@ -37,6 +37,8 @@ READ_TIMEOUT_S = 10.0
 TICK_BUDGET_S = 20.0
 _TOO_SLOW = "the body is too slow"
 PREFIX = "/callbacks/"
+ASYNCAPI = Path(__file__).with_name("asyncapi.yaml")
+"""What hooks are told, described for machines (AsyncAPI 3)."""
 
 log = structlog.get_logger("receiver")
 
@@ -89,6 +91,9 @@ def create_app(
             return PlainTextResponse("", 404)
         return Response(metrics.render(await ledger.counts()), media_type="text/plain; version=0.0.4; charset=utf-8")
 
+    async def show_asyncapi(request: Request) -> Response:
+        return FileResponse(ASYNCAPI, media_type="application/yaml")
+
     async def do_tick(request: Request) -> Response:
         given = request.headers.get("authorization", "").encode()
         if tick is None or tick_token is None:
@@ -113,6 +118,7 @@ def create_app(
             Route("/healthz", healthz),
             Route("/readyz", readyz),
             Route("/metrics", show_metrics),
+            Route("/asyncapi.yaml", show_asyncapi),
             Route("/tick", do_tick, methods=["POST"]),
             Route("/media/{name}/{token}", show_media),
         ],

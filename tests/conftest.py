@@ -11,17 +11,21 @@ from typing import Any
 
 import httpx
 import hypothesis
+import jsonschema
 import msgspec
 import pytest
+import yaml
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
+from receiver.app import ASYNCAPI
 from receiver.service import build_app
 from receiver.settings import ReceiverSettings, load_receiver_settings
 from submitter.clock import Clock
+from submitter.event import CONTENT_TYPE
 from submitter.installed import vendors
 from submitter.ledger.sqlite import SqliteLedger
 from submitter.request import MotionControl
@@ -87,6 +91,14 @@ async def ledger(tmp_path: Path) -> AsyncIterator[SqliteLedger]:
     await opened.close()
 
 
+_described = yaml.safe_load(ASYNCAPI.read_text())
+DESCRIBED = jsonschema.Draft7Validator(
+    {"$ref": "#/components/schemas/event", "components": _described["components"]},
+    format_checker=jsonschema.Draft7Validator.FORMAT_CHECKER,
+)
+"""Finds what is wrong with an event, by receiver/asyncapi.yaml."""
+
+
 class Inbox:
     """A hook's endpoint: what it got, and what it answers. Also publishes a folder, at /files."""
 
@@ -94,10 +106,13 @@ class Inbox:
         self.files = files
         self.requests: list[tuple[dict[str, str], bytes]] = []
         self.answers: list[Response] = []
+        self.undescribed: list[str] = []
         self._got = asyncio.Condition()
 
     async def receive(self, request: Request) -> Response:
         body = await request.body()
+        if request.headers.get("content-type") == CONTENT_TYPE:
+            self.undescribed.extend(error.message for error in DESCRIBED.iter_errors(msgspec.json.decode(body)))
         async with self._got:
             self.requests.append((dict(request.headers), body))
             self._got.notify_all()
@@ -207,6 +222,7 @@ async def world(tmp_path: Path, media: Path) -> AsyncIterator[World]:
     made = World(tmp_path, media)
     async with made.stack:
         yield made
+    assert made.inbox.undescribed == []  # every event is as asyncapi.yaml says
 
 
 @pytest.fixture

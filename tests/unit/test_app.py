@@ -10,17 +10,21 @@ from typing import Any
 import httpx
 import msgspec
 import pytest
+import yaml
+from msgspec.structs import replace
 
 from receiver.app import create_app
 from receiver.callback import Door, Verify
+from receiver.hooks import EVENTS
 from receiver.signature import read_secret
 from submitter.callback_url import KeyRing, callback_url
 from submitter.clock import Clock
+from submitter.event import cloud_event
 from submitter.ledger.sqlite import SqliteLedger
 from submitter.sandbox.server import free_socket, listening
-from submitter.task import Task, TaskStatus
+from submitter.task import Charge, Task, TaskStatus, Video
 from submitter.vendors.kling import PATIENCE, ApiKey, KlingV2
-from tests.conftest import KEY, WEBHOOK_SECRET
+from tests.conftest import DESCRIBED, KEY, WEBHOOK_SECRET
 
 RING = KeyRing.read(f"test:{KEY}")
 VERIFY = Verify(RING, {"kling": Door(KlingV2(ApiKey("")), (read_secret("t", WEBHOOK_SECRET),))})
@@ -241,3 +245,26 @@ async def test_published_media_have_unguessable_urls(
         assert (await client.get(published, headers={"range": "bytes=1-2"})).content == b"id"
         for wrong in (published[:-2], published.replace("abc", "abd"), f"{url}/media/..%2frelay.db/{'x' * 9}"):
             assert (await client.get(wrong)).status_code == 404
+
+
+async def test_the_events_are_described_for_machines(receiver: Receiver) -> None:
+    answer = await receiver.client.get(f"{receiver.url}/asyncapi.yaml")
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "application/yaml")
+    described = yaml.safe_load(answer.text)
+    assert described["asyncapi"] == "3.0.0"
+    types = described["components"]["schemas"]["event"]["properties"]["type"]["enum"]
+    assert set(types) == {*EVENTS, "task.test"}
+    assert {message["name"] for message in described["components"]["messages"].values()} == set(types)
+    statuses = described["components"]["schemas"]["task"]["properties"]["status"]["enum"]
+    assert set(statuses) == {status.value for status in TaskStatus}
+
+
+def test_an_event_that_is_not_as_described_is_noticed() -> None:
+    task = Task("order-1", "kling", TaskStatus.SUCCEED, 1000, 1000, PATIENCE, task_id="893", sequence=3)
+    video = Video("https://c/1.mp4", duration=5.0, expires_at_ms=2000)
+    task = replace(task, videos=(video,), cost=(Charge("unit", "4.5"),), metadata={"order": "42"})
+    good = msgspec.json.decode(cloud_event(id="evt_1", type="task.succeed", task=task, time_ms=1000))
+    assert list(DESCRIBED.iter_errors(good)) == []
+    for change in ({"sequence": "3"}, {"brand_new": 1}, {"time": "yesterday"}, {"type": "task.paused"}):
+        assert list(DESCRIBED.iter_errors(good | change)), change
+    assert list(DESCRIBED.iter_errors(good | {"data": good["data"] | {"cost": None}}))
