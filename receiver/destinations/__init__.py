@@ -46,6 +46,10 @@ BUILT_IN: dict[str, Kind] = {
     "rediss": Kind("receiver.destinations.redis", "redis"),
     "mqtt": Kind("receiver.destinations.mqtt", "mqtt"),
     "mqtts": Kind("receiver.destinations.mqtt", "mqtt"),
+    "sqs": Kind("receiver.destinations.sqs", "aws"),
+    "sns": Kind("receiver.destinations.sns", "aws"),
+    "kinesis": Kind("receiver.destinations.kinesis", "aws"),
+    "eventbridge": Kind("receiver.destinations.eventbridge", "aws", ordered=False),
     "file": Kind("receiver.destinations.file", has_host=False),
     "python": Kind("receiver.destinations.python", has_host=False),
 }
