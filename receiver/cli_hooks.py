@@ -38,7 +38,7 @@ def hooks_list(as_json: bool) -> None:
         rows.append(
             {
                 "name": hook.name,
-                "to": f"{parts.scheme}://{parts.netloc.rpartition('@')[2] or parts.path}",
+                "to": f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}" if parts.netloc else hook.url,
                 "events": "all" if hook.events is None else ",".join(sorted(hook.events)),
                 "signed": ",".join(secret.scheme for secret in hook.secrets) or "no",
                 "due": state.due,
