@@ -1,6 +1,7 @@
 """The AWS destinations pass the suite, against a stand-in of AWS (moto)."""
 
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any
 
@@ -27,7 +28,7 @@ def moto() -> Iterator[str]:
     server.stop()
 
 
-class AwsPeer:
+class AwsPeer(ABC):
     """Something of AWS that events are sent to, and what has arrived there."""
 
     service: str
@@ -47,8 +48,8 @@ class AwsPeer:
             client.close()
 
     @property
-    def url(self) -> str:
-        raise NotImplementedError
+    @abstractmethod
+    def url(self) -> str: ...
 
     def open(self, **settings: Any) -> Destination:
         return open_destination(Hook("bus", self.url, timeout_s=5, **settings), frozenset())

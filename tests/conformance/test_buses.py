@@ -3,6 +3,7 @@
 import asyncio
 import sys
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from tests.conftest import needs
 LOCAL = ("127.0.0.1",)
 
 
-class Broker:
+class Broker(ABC):
     """A real server behind a proxy, and something on it of this test's own."""
 
     port: int
@@ -36,8 +37,8 @@ class Broker:
         self.name = f"kling-relay-test-{uuid.uuid4().hex[:12]}"
 
     @property
-    def url(self) -> str:
-        raise NotImplementedError
+    @abstractmethod
+    def url(self) -> str: ...
 
     def open(self, *, allow: tuple[str, ...] = LOCAL, **settings: Any) -> Destination:
         return open_destination(Hook("bus", self.url, timeout_s=5, **settings), frozenset(allow))
