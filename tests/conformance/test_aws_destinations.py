@@ -39,8 +39,10 @@ class AwsPeer(ABC):
         self.others: list[Any] = [self.client]
         self.make()
 
+    @abstractmethod
     def make(self) -> None: ...
 
+    @abstractmethod
     def unmake(self) -> None: ...
 
     def end(self) -> None:
