@@ -33,6 +33,7 @@ def hooks_list(as_json: bool) -> None:
     routes = [hook.route(0) for hook in settings.hooks]
     states = run(with_ledger(settings.common, lambda ledger: ledger.hook_states(routes)))
     rows = []
+    now_ms = Clock().now_ms()
     for hook, state in zip(settings.hooks, states, strict=True):
         parts = urlsplit(hook.url)
         rows.append(
@@ -43,7 +44,7 @@ def hooks_list(as_json: bool) -> None:
                 "signed": ",".join(secret.scheme for secret in hook.secrets) or "no",
                 "due": state.due,
                 "dead": state.dead,
-                "state": _state(state),
+                "state": _state(state, now_ms),
             }
         )
     if as_json:
@@ -115,10 +116,10 @@ def hooks_replay(name: str, external_task_id: str | None) -> None:
     click.echo(f"{count} deliveries are due again; a running `serve` makes them now")
 
 
-def _state(state: HookState) -> str:
+def _state(state: HookState, now_ms: int) -> str:
     if state.disabled is not None:
         return f"disabled: {state.disabled}"
-    if state.paused is not None:
+    if state.paused is not None and state.paused_until_ms > now_ms:  # else it is being tried again
         return f"paused until {timestamp(state.paused_until_ms)}: {state.paused}"
     return "on"
 

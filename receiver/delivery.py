@@ -10,6 +10,7 @@ from typing import Protocol
 
 import msgspec
 import structlog
+from jmespath.exceptions import JMESPathError
 
 from receiver.breaker import Breaker
 from receiver.destinations.base import Destination, Outcome
@@ -59,8 +60,17 @@ def judge(outcome: Outcome, delivery: Delivery, hook: Hook, now_ms: int, chance:
 
 
 def is_wanted(hook: Hook, delivery: Delivery) -> bool:
-    """Tell whether the hook's `when` holds for the event (JMESPath's truth: null, false and what is empty are not)."""
-    return hook.when is None or bool(hook.when.search(msgspec.json.decode(delivery.event.body)))
+    """Tell whether the hook's `when` holds for the event (JMESPath's truth: null, false and what is empty are not).
+
+    An event for which it cannot be evaluated is wanted: nothing is lost by a function that got null.
+    """
+    if hook.when is None:
+        return True
+    try:
+        return bool(hook.when.search(msgspec.json.decode(delivery.event.body)))
+    except JMESPathError as error:
+        log.warning("hook.when_failed", hook=hook.name, event_id=delivery.event.id, reason=str(error))
+        return True
 
 
 class Metrics(Protocol):

@@ -12,6 +12,7 @@ import httpx
 import msgspec
 import pytest
 
+from submitter.clock import Clock
 from submitter.sandbox.faults import Faults
 from submitter.sandbox.server import free_socket
 from submitter.task import TaskStatus
@@ -348,6 +349,16 @@ async def test_a_user_names_two_vendors_and_is_told_where_it_went(world: World) 
     shown = (await cli(world.environ, "tasks", "show", "o-1")).out
     assert "refused by        kling: no balance" in shown
     assert "novita" in shown
+
+
+async def test_a_pause_is_listed_until_it_is_over(world: World) -> None:
+    await world.start(receiver=False)
+    ledger = world.open_ledger()
+    for until_ms, state in ((Clock().now_ms() + 600_000, "paused until"), (Clock().now_ms() - 1, "on")):
+        await ledger.pause("inbox", until_ms, "HTTP 500")
+        (row,) = msgspec.json.decode((await cli(world.environ, "hooks", "list", "--json")).out)
+        assert row["state"].startswith(state)
+    await ledger.close()
 
 
 @pytest.mark.parametrize("vendor", ["novita", "oxen"])
