@@ -52,7 +52,7 @@ def judge(outcome: Outcome, delivery: Delivery, hook: Hook, now_ms: int, chance:
         return Settlement("done")
     if outcome.is_gone:
         return Settlement("dead", error=outcome.answer, disable_target=hook.target)
-    if delivery.attempts >= len(hook.schedule_s):
+    if outcome.is_final or delivery.attempts >= len(hook.schedule_s):
         return Settlement("dead", error=outcome.answer)
     delay_s = hook.schedule_s[delivery.attempts] * (1 + chance / 10)
     delay_s = max(delay_s, outcome.retry_after_s or 0)
@@ -180,7 +180,9 @@ class Dispatcher:
             log.error("delivery.unsettled", hook=hook.name, event_id=delivery.event.id, reason=str(error))
 
     async def _note(self, hook: Hook, outcome: Outcome) -> None:
-        """Open or close the hook's breaker."""
+        """Open or close the hook's breaker. What was wrong with an event says nothing of the hook."""
+        if outcome.is_final:
+            return
         before = self._breakers[hook.name]
         after = before.after(is_delivered=outcome.is_delivered, now_s=self._clock.now_s(), chance=self._clock.chance())
         self._breakers[hook.name] = after

@@ -130,7 +130,8 @@ def _hook(
         "a list of seconds, one for each attempt",
         "For example [0, 5, 60].",
     )
-    timeout_s, concurrency, rate = table.get("timeout_s", 15), table.get("concurrency", 10), table.get("rate")
+    timeout_s, rate = table.get("timeout_s", 15), table.get("rate")
+    concurrency = table.get("concurrency", 10 if kind is None else kind.concurrency)
     need("timeout_s", _is_number(timeout_s, 0.1) and timeout_s <= 60, "0.1 to 60 seconds", "Mend it.")
     need("concurrency", isinstance(concurrency, int) and 1 <= concurrency <= 1000, "1 to 1000", "Mend it.")
     need("rate", rate is None or _is_number(rate, 0.001), "deliveries a second, more than 0", "Mend it.")

@@ -27,6 +27,7 @@ class Kind(msgspec.Struct, frozen=True):
 
     `extra` is what `pip install 'kling-relay[...]'` brings for it. `ordered`: a task's events go
     one after the other. `signs`: a hook's `secret` is used. `has_host`: its URL names one.
+    `concurrency` is a hook's default: how many events may be under way at once.
     """
 
     module: str
@@ -34,11 +35,17 @@ class Kind(msgspec.Struct, frozen=True):
     ordered: bool = True
     signs: bool = False
     has_host: bool = True
+    concurrency: int = 100
 
 
 BUILT_IN: dict[str, Kind] = {
-    "https": Kind("receiver.destinations.http", ordered=False, signs=True),
-    "http": Kind("receiver.destinations.http", ordered=False, signs=True),
+    "https": Kind("receiver.destinations.http", ordered=False, signs=True, concurrency=10),
+    "http": Kind("receiver.destinations.http", ordered=False, signs=True, concurrency=10),
+    "kafka": Kind("receiver.destinations.kafka", "kafka"),
+    "kafkas": Kind("receiver.destinations.kafka", "kafka"),
+    "pubsub": Kind("receiver.destinations.pubsub", "google"),
+    "eventgrid": Kind("receiver.destinations.eventgrid", "azure", ordered=False),
+    "servicebus": Kind("receiver.destinations.servicebus", "azure"),
     "nats": Kind("receiver.destinations.nats", "nats"),
     "amqp": Kind("receiver.destinations.amqp", "amqp"),
     "amqps": Kind("receiver.destinations.amqp", "amqp"),
@@ -51,7 +58,7 @@ BUILT_IN: dict[str, Kind] = {
     "kinesis": Kind("receiver.destinations.kinesis", "aws"),
     "eventbridge": Kind("receiver.destinations.eventbridge", "aws", ordered=False),
     "file": Kind("receiver.destinations.file", has_host=False),
-    "python": Kind("receiver.destinations.python", has_host=False),
+    "python": Kind("receiver.destinations.python", has_host=False, concurrency=10),
 }
 
 

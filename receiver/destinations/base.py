@@ -18,13 +18,15 @@ T = TypeVar("T")
 class Outcome(msgspec.Struct, frozen=True):
     """What became of one attempt.
 
-    `is_gone` says that the destination asked for nothing more, ever. `retry_after_s` is its wish.
+    `is_gone` says that the destination asked for nothing more, ever; `is_final` that no other attempt
+    with this event can end better. `retry_after_s` is the destination's wish.
     """
 
     is_delivered: bool
     answer: str
     retry_after_s: float | None = None
     is_gone: bool = False
+    is_final: bool = False
 
 
 class Destination(Protocol):

@@ -1,7 +1,8 @@
 """Appends events to a file, one line each: `file:///var/log/kling/events.jsonl?max_mb=100&keep=5`.
 
-A line is acknowledged once it is on the disk. At `max_mb` the file is renamed to `events.jsonl.1`,
-that to `.2`, and so on up to `keep`. Several processes may append to one file.
+A line is acknowledged once it is on the disk; what comes at once is synced once. At `max_mb` the
+file is renamed to `events.jsonl.1`, that to `.2`, and so on up to `keep`. Several processes may
+append to one file.
 """
 
 import asyncio
@@ -10,10 +11,12 @@ import os
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from receiver.cloudevents import encode
 from receiver.destinations.base import Outcome, failed, wrong
+from receiver.destinations.batches import Batches, Limits
 from receiver.hooks import Hook
 from submitter.event import Event
+
+LIMITS = Limits(event_bytes=1024 * 1024 * 1024, events=1000, request_bytes=1024 * 1024)
 
 
 class FileDestination:
@@ -23,13 +26,17 @@ class FileDestination:
         self._path = path
         self._max_bytes = max_bytes
         self._keep = keep
+        self._batches = Batches(self._post, LIMITS)
 
     async def send(self, event: Event, now_s: float) -> Outcome:
+        return await self._batches.send(event)
+
+    async def _post(self, events: list[Event]) -> list[Outcome]:
         try:
-            await asyncio.to_thread(self._append, encode(event, "structured").body + b"\n")
+            await asyncio.to_thread(self._append, b"".join(event.body + b"\n" for event in events))
         except OSError as error:
-            return failed(error)
-        return Outcome(True, f"written to {self._path}")
+            return [failed(error)] * len(events)
+        return [Outcome(True, f"written to {self._path}")] * len(events)
 
     async def reach(self) -> str | None:
         folder = self._path.parent
@@ -38,15 +45,15 @@ class FileDestination:
         return None
 
     async def close(self) -> None:
-        return None
+        await self._batches.close()
 
-    def _append(self, line: bytes) -> None:
+    def _append(self, lines: bytes) -> None:
         with self._path.with_name(f".{self._path.name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if self._path.exists() and self._path.stat().st_size + len(line) > self._max_bytes:
+            if self._path.exists() and self._path.stat().st_size + len(lines) > self._max_bytes:
                 self._rotate()
             with self._path.open("ab") as file:
-                file.write(line)
+                file.write(lines)
                 file.flush()
                 os.fsync(file.fileno())
 

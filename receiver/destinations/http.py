@@ -1,7 +1,7 @@
 """Sends events to HTTP endpoints: CloudEvents over HTTP, signed by Standard Webhooks.
 
 Success is 2xx. A redirect is a failure: following it would take a signed event elsewhere. 410
-asks for nothing more; 429 and 503 may say when to come back.
+asks for nothing more; 429 and 503 may say when to come back; what is too large (413) stays so.
 """
 
 import ssl
@@ -57,7 +57,8 @@ class HttpDestination:
         if status in (429, 503):
             retry_after_s = read_retry_after(response.headers.get("retry-after"), now_s)
         text = said[:200].decode(errors="replace").replace("\n", " ")
-        return Outcome(False, f"HTTP {status} {text}".strip(), retry_after_s, is_gone=status == 410)
+        said_all = f"HTTP {status} {text}".strip()
+        return Outcome(False, said_all, retry_after_s, is_gone=status == 410, is_final=status == 413)
 
     async def reach(self) -> str | None:
         try:

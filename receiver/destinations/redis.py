@@ -3,7 +3,7 @@
 CloudEvents has no binding for Redis: an entry has the field `content-type`, and `event` (the
 whole CloudEvent) in structured mode or `data` with the attributes as `ce-...` in binary mode. It
 is acknowledged when XADD answers with the entry's id; the server's own persistence decides what
-that is worth. `maxlen` trims the stream, approximately.
+that is worth. `maxlen` trims the stream, approximately. What is sent at once shares a pipeline.
 """
 
 from typing import Any
@@ -16,9 +16,12 @@ from redis.exceptions import RedisError
 
 from receiver.cloudevents import encode, traceparent
 from receiver.destinations.base import Outcome, failed, wrong
+from receiver.destinations.batches import Batches, Limits
 from receiver.hooks import Hook
 from submitter.egress import AddressForbidden, require_allowed
 from submitter.event import Event
+
+LIMITS = Limits(event_bytes=512 * 1024 * 1024, events=1000, request_bytes=1024 * 1024)  # proto-max-bulk-len
 
 
 class RedisDestination:
@@ -30,22 +33,33 @@ class RedisDestination:
         self._stream = stream
         self._maxlen = maxlen
         self._allow_hosts = allow_hosts
+        self._batches = Batches(self._post, LIMITS)
 
     async def send(self, event: Event, now_s: float) -> Outcome:
+        return await self._batches.send(event)
+
+    async def _post(self, events: list[Event]) -> list[Outcome]:
+        try:
+            await require_allowed(self._hook.url, self._allow_hosts)
+            async with self._client.pipeline(transaction=False) as pipe:
+                for event in events:
+                    pipe.xadd(self._stream, self._fields(event), maxlen=self._maxlen, approximate=True)
+                answers = await pipe.execute(raise_on_error=False)
+        except (RedisError, OSError, AddressForbidden) as error:
+            return [failed(error)] * len(events)
+        return [
+            failed(answer) if isinstance(answer, Exception) else Outcome(True, f"entry {answer.decode()}")
+            for answer in answers
+        ]
+
+    def _fields(self, event: Event) -> dict[Any, Any]:
         encoded = encode(event, self._hook.mode)
-        body_field = "event" if self._hook.mode == "structured" else "data"
-        fields: dict[Any, Any] = {
+        return {
             "content-type": encoded.content_type,
             "traceparent": traceparent(event),
             **{f"ce-{name}": value for name, value in encoded.attributes.items()},
-            body_field: encoded.body,
+            "event" if self._hook.mode == "structured" else "data": encoded.body,
         }
-        try:
-            await require_allowed(self._hook.url, self._allow_hosts)
-            id = await self._client.xadd(self._stream, fields, maxlen=self._maxlen, approximate=True)
-        except (RedisError, OSError, AddressForbidden) as error:
-            return failed(error)
-        return Outcome(True, f"entry {id.decode() if isinstance(id, bytes) else id}")
 
     async def reach(self) -> str | None:
         try:
@@ -56,6 +70,7 @@ class RedisDestination:
         return None
 
     async def close(self) -> None:
+        await self._batches.close()
         await self._client.aclose()
 
 
