@@ -1,7 +1,7 @@
 """An event in CloudEvents' two modes, for every protocol binding, and its trace context. Pure.
 
-`structured` is the whole event as JSON, the same bytes for every destination. `binary` is its
-`data`, with the attributes beside it as the protocol has places for them.
+`structured` is the whole event as JSON, the ledger's own bytes. `binary` is its `data`, with the
+attributes beside it as the protocol has places for them.
 """
 
 import hashlib
@@ -29,6 +29,14 @@ def encode(event: Event, mode: str) -> Encoded:
     envelope: dict[str, Any] = msgspec.json.decode(event.body)
     attributes = {name: str(envelope[name]) for name in ATTRIBUTES}
     return Encoded(msgspec.json.encode(envelope["data"]), envelope["datacontenttype"], attributes)
+
+
+def with_trace(event: Event) -> bytes:
+    """Return the whole event with its trace context inside, for what has no place beside the body.
+
+    `traceparent` is an attribute then, as CloudEvents' distributed tracing extension has it.
+    """
+    return event.body[:-1] + b',"traceparent":"' + traceparent(event).encode() + b'"}'
 
 
 def traceparent(event: Event) -> str:

@@ -90,11 +90,10 @@ def open_destination(hook: "Hook", allow_hosts: frozenset[str]) -> Destination:
     """Open what a hook's URL leads to; connect when it is first used. Raise InvalidSettings for a wrong URL."""
     kind = kinds()[hook.url.partition(":")[0]]
     try:
-        module = import_module(kind.module)
+        destination: Destination = import_module(kind.module).open(hook, allow_hosts)
     except ImportError as error:
         if kind.extra is None:
             raise
         remedy = f"Install it: pip install 'kling-relay[{kind.extra}]'."
         raise wrong(hook, "url", hook.scheme, f"needs the extra `{kind.extra}` ({error})", remedy) from error
-    destination: Destination = module.open(hook, allow_hosts)
     return destination

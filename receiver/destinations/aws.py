@@ -34,9 +34,9 @@ class AwsDestination:
         self._batches = Batches(self._post, limits)
 
     async def send(self, event: Event, now_s: float) -> Outcome:
-        return await self._batches.send(event)
+        return await self._batches.send(event, now_s)
 
-    async def _post(self, events: list[Event]) -> list[Outcome]:
+    async def _post(self, events: list[Event], now_s: float) -> list[Outcome]:
         try:
             return await asyncio.to_thread(self._put, self._client, events)
         except (ClientError, BotoCoreError) as error:

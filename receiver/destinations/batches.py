@@ -17,8 +17,8 @@ from submitter.event import Event
 ENVELOPE_BYTES = 512
 """What attributes, keys and ids add to an event's body, at most."""
 
-Post = Callable[[list[Event]], Awaitable[list[Outcome]]]
-"""Sends some events as one request, and returns each one's outcome, in their order."""
+Post = Callable[[list[Event], float], Awaitable[list[Outcome]]]
+"""Sends some events as one request, now (Unix seconds), and returns each one's outcome, in their order."""
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -31,6 +31,7 @@ class Limits(msgspec.Struct, frozen=True):
 
 class _Entry(msgspec.Struct, frozen=True):
     event: Event
+    now_s: float
     outcome: asyncio.Future[Outcome]
 
 
@@ -43,12 +44,12 @@ class Batches:
         self._waiting: list[_Entry] = []
         self._requests: set[asyncio.Task[None]] = set()
 
-    async def send(self, event: Event) -> Outcome:
+    async def send(self, event: Event, now_s: float) -> Outcome:
         """Send an event with what else is sent now; raise what `post` raised."""
         if size_of(event) > self._limits.event_bytes:
             return too_large(event, self._limits.event_bytes)
         loop = asyncio.get_running_loop()
-        entry = _Entry(event, loop.create_future())
+        entry = _Entry(event, now_s, loop.create_future())
         self._waiting.append(entry)
         if len(self._waiting) == 1:
             loop.call_soon(self._begin)
@@ -69,7 +70,7 @@ class Batches:
 
     async def _request(self, entries: list[_Entry]) -> None:
         try:
-            outcomes = await self._post([entry.event for entry in entries])
+            outcomes = await self._post([entry.event for entry in entries], entries[0].now_s)
         except Exception as error:  # noqa: BLE001 - it belongs to those who wait
             for entry in entries:
                 if not entry.outcome.done():

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from receiver.cloudevents import encode
+from receiver.cloudevents import encode, traceparent, with_trace
 from receiver.destinations.aws import AwsDestination, name_of, open_aws, read_refusal
 from receiver.destinations.base import Outcome
 from receiver.destinations.batches import Limits
@@ -29,7 +29,8 @@ def open(hook: Hook, allow_hosts: frozenset[str]) -> AwsDestination:
             "EventBusName": bus,
             "Source": msgspec.json.decode(event.body)["source"],
             "DetailType": event.type,
-            "Detail": encode(event, hook.mode).body.decode(),
+            "Detail": (with_trace(event) if hook.mode == "structured" else encode(event, hook.mode).body).decode(),
+            "TraceHeader": _xray(event),
             "Time": datetime.fromtimestamp(event.time_ms / 1000, UTC),
         }
 
@@ -46,3 +47,9 @@ def open(hook: Hook, allow_hosts: frozenset[str]) -> AwsDestination:
         return client.describe_event_bus(Name=bus)
 
     return open_aws(hook, "events", shape="eventbridge://bus", put=put, look=look, limits=LIMITS)
+
+
+def _xray(event: Event) -> str:
+    """Return the event's trace context as AWS's tracing writes it."""
+    _, trace, span, _ = traceparent(event).split("-")
+    return f"Root=1-{trace[:8]}-{trace[8:]};Parent={span};Sampled=1"

@@ -11,6 +11,7 @@ import os
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from receiver.cloudevents import with_trace
 from receiver.destinations.base import Outcome, failed, wrong
 from receiver.destinations.batches import Batches, Limits
 from receiver.hooks import Hook
@@ -29,11 +30,11 @@ class FileDestination:
         self._batches = Batches(self._post, LIMITS)
 
     async def send(self, event: Event, now_s: float) -> Outcome:
-        return await self._batches.send(event)
+        return await self._batches.send(event, now_s)
 
-    async def _post(self, events: list[Event]) -> list[Outcome]:
+    async def _post(self, events: list[Event], now_s: float) -> list[Outcome]:
         try:
-            await asyncio.to_thread(self._append, b"".join(event.body + b"\n" for event in events))
+            await asyncio.to_thread(self._append, b"".join(with_trace(event) + b"\n" for event in events))
         except OSError as error:
             return [failed(error)] * len(events)
         return [Outcome(True, f"written to {self._path}")] * len(events)

@@ -5,6 +5,7 @@ asks for nothing more; 429 and 503 may say when to come back; what is too large 
 """
 
 import ssl
+from collections.abc import Mapping
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 
@@ -38,34 +39,11 @@ class HttpDestination:
             "traceparent": traceparent(event),
             **sign(self._hook.secrets, event.id, int(now_s), encoded.body),
         }
-        try:
-            async with self._client.stream("POST", self._hook.url, content=encoded.body, headers=headers) as response:
-                said = b""
-                if not response.is_success:
-                    async for chunk in response.aiter_raw():
-                        said += chunk
-                        if len(said) >= ANSWER_MAX:
-                            break
-        except AddressForbidden as error:
-            return Outcome(False, str(error))
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            return Outcome(False, f"{type(error).__name__}: {error}"[:500])
-        status = response.status_code
-        if response.is_success:
-            return Outcome(True, f"HTTP {status}")
-        retry_after_s = None
-        if status in (429, 503):
-            retry_after_s = read_retry_after(response.headers.get("retry-after"), now_s)
-        text = said[:200].decode(errors="replace").replace("\n", " ")
-        said_all = f"HTTP {status} {text}".strip()
-        return Outcome(False, said_all, retry_after_s, is_gone=status == 410, is_final=status == 413)
+        outcome, _ = await post(self._client, self._hook.url, encoded.body, headers, now_s)
+        return outcome
 
     async def reach(self) -> str | None:
-        try:
-            async with self._client.stream("HEAD", self._hook.url):
-                return None  # whatever it answers to HEAD: there is somebody
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            return str(error) or type(error).__name__
+        return await reach(self._client, self._hook.url)
 
     async def close(self) -> None:
         await self._client.aclose()
@@ -73,11 +51,52 @@ class HttpDestination:
 
 def open(hook: Hook, allow_hosts: frozenset[str]) -> HttpDestination:
     """Open an HTTP destination that reaches public addresses, and `allow_hosts`."""
+    return HttpDestination(hook, open_client(hook, allow_hosts))
+
+
+def open_client(hook: Hook, allow_hosts: frozenset[str]) -> httpx.AsyncClient:
+    """Open a client for a hook, with its timeout and room for its concurrency."""
     global _ssl_context  # noqa: PLW0603 - reading the CA bundle costs 100 ms, and every hook needs the same
     if _ssl_context is None:
         _ssl_context = ssl.create_default_context()
-    client = guarded_client(allow_hosts, timeout_s=hook.timeout_s, verify=_ssl_context, connections=hook.concurrency)
-    return HttpDestination(hook, client)
+    return guarded_client(allow_hosts, timeout_s=hook.timeout_s, verify=_ssl_context, connections=hook.concurrency)
+
+
+async def post(
+    client: httpx.AsyncClient, url: str, body: bytes, headers: Mapping[str, str], now_s: float, *, read_max: int = 0
+) -> tuple[Outcome, bytes]:
+    """Send one request; return what became of it, and up to `read_max` bytes of what a success said.
+
+    A success is one once its status has arrived: an endpoint that dallies over its body is not waited for.
+    """
+    said = b""
+    try:
+        async with client.stream("POST", url, content=body, headers=headers) as response:
+            most = read_max if response.is_success else ANSWER_MAX
+            if most:
+                async for chunk in response.aiter_bytes():
+                    said += chunk
+                    if len(said) >= most:
+                        break
+    except AddressForbidden as error:
+        return Outcome(False, str(error)), b""
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        return Outcome(False, f"{type(error).__name__}: {error}"[:500]), b""
+    status = response.status_code
+    if response.is_success:
+        return Outcome(True, f"HTTP {status}"), said
+    retry_after_s = read_retry_after(response.headers.get("retry-after"), now_s) if status in (429, 503) else None
+    answer = f"HTTP {status} {said[:200].decode(errors='replace')}".replace("\n", " ").strip()
+    return Outcome(False, answer, retry_after_s, is_gone=status == 410, is_final=status == 413), said
+
+
+async def reach(client: httpx.AsyncClient, url: str) -> str | None:
+    """Return None when somebody answers there, whatever it answers to HEAD, or why nobody does."""
+    try:
+        async with client.stream("HEAD", url):
+            return None
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        return str(error) or type(error).__name__
 
 
 def read_retry_after(value: str | None, now_s: float) -> float | None:

@@ -6,6 +6,7 @@ A record is the whole CloudEvent; its partition key is the task, whose events so
 from collections.abc import Sequence
 from typing import Any
 
+from receiver.cloudevents import with_trace
 from receiver.destinations.aws import AwsDestination, name_of, open_aws, read_refusal
 from receiver.destinations.base import Outcome, wrong
 from receiver.destinations.batches import Limits
@@ -22,7 +23,7 @@ def open(hook: Hook, allow_hosts: frozenset[str]) -> AwsDestination:
         raise wrong(hook, "mode", repr(hook.mode), "structured", "A record has no attributes: leave `mode` out.")
 
     def put(client: Any, events: Sequence[Event]) -> list[Outcome]:
-        records = [{"Data": event.body, "PartitionKey": event.external_task_id} for event in events]
+        records = [{"Data": with_trace(event), "PartitionKey": event.external_task_id} for event in events]
         answer = client.put_records(StreamName=stream, Records=records)
         return [
             Outcome(True, f"{record['ShardId']}, sequence {record['SequenceNumber']}")

@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from receiver.cloudevents import with_trace
 from receiver.destinations.base import Outcome, failed, wrong
 from receiver.hooks import Hook
 from submitter.event import Event
@@ -25,7 +26,7 @@ class PythonDestination:
         self._function = function
 
     async def send(self, event: Event, now_s: float) -> Outcome:
-        given = msgspec.json.decode(event.body)
+        given = msgspec.json.decode(with_trace(event))
         try:
             if inspect.iscoroutinefunction(self._function):
                 await self._function(given)

