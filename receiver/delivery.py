@@ -5,6 +5,7 @@ whoever claims next, so a hook may get an event twice and never not at all.
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
@@ -111,6 +112,8 @@ class Dispatcher:
         timeouts = max((hook.timeout_s for hook in hooks), default=0)
         self._lease_ms = int((timeouts + LEASE_MARGIN_S) * 1000)
         self.begun = 0
+        self.is_behind = False
+        """Whether a hook's room was used up by the last claim, so that there may be more for it at once."""
 
     async def dispatch(self) -> float | None:
         """Begin every attempt that is due and has room; return the seconds until the next, or None.
@@ -121,6 +124,8 @@ class Dispatcher:
         rooms = {name: self._room(hook, now_ms / 1000) for name, hook in self._hooks.items()}
         routes = [hook.route(rooms[name]) for name, hook in self._hooks.items()]
         claimed = await self._ledger.claim_deliveries(routes, now_ms, self._lease_ms)
+        taken = Counter(delivery.hook for delivery in claimed.items)
+        self.is_behind = any(room > 0 and taken[name] == room for name, room in rooms.items())
         for delivery in claimed.items:
             self.begun += 1
             self._sending[delivery.hook] += 1

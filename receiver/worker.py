@@ -14,8 +14,10 @@ from submitter.ledger.base import Ledger
 
 STOP_TIMEOUT_S = 20.0
 PAUSE_AFTER_ERROR_S = 1.0
-# The least time between two claims. An idle hook is told at once; under load, one claim serves many commits.
+# The least time between two claims. An idle hook is told at once; under load, one claim serves many commits,
+# unless a hook has used its room up and more may be waiting for it.
 DELIVER_EVERY_S = 0.02
+DELIVER_BEHIND_S = 0.002
 POLL_EVERY_S = 0.25
 
 log = structlog.get_logger("worker")
@@ -38,8 +40,8 @@ class Worker:
     def start(self) -> None:
         """Begin the loops in the running event loop."""
         self._loops = [
-            asyncio.create_task(self._run("deliver", self._dispatcher.dispatch, DELIVER_EVERY_S)),
-            asyncio.create_task(self._run("poll", self._poller.poll, POLL_EVERY_S)),
+            asyncio.create_task(self._run("deliver", self._dispatcher.dispatch, self._deliver_every_s)),
+            asyncio.create_task(self._run("poll", self._poller.poll, lambda: POLL_EVERY_S)),
             *(asyncio.create_task(listener.run()) for listener in self._listeners),
         ]
 
@@ -79,14 +81,17 @@ class Worker:
         await self._dispatcher.finish(0)  # nothing runs after the answer: what was cut off is claimed again
         return {"delivered": self._dispatcher.begun - delivered, "polled": self._poller.asked - polled}
 
-    async def _run(self, name: str, step: Step, least_s: float) -> None:
+    def _deliver_every_s(self) -> float:
+        return DELIVER_BEHIND_S if self._dispatcher.is_behind else DELIVER_EVERY_S
+
+    async def _run(self, name: str, step: Step, every_s: Callable[[], float]) -> None:
         loop = asyncio.get_running_loop()
         while True:
             try:
                 mark, begun_s = self._ledger.mark(), loop.time()
                 wait_s = await step()
                 await self._ledger.changed(mark, wait_s)
-                await asyncio.sleep(begun_s + least_s - loop.time())
+                await asyncio.sleep(begun_s + every_s() - loop.time())
             except LedgerUnavailable as error:
                 log.error(f"{name}.stalled", reason=str(error))
                 await asyncio.sleep(PAUSE_AFTER_ERROR_S)

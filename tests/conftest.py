@@ -4,7 +4,7 @@ import asyncio
 import base64
 import os
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -229,6 +229,33 @@ async def world(tmp_path: Path, media: Path) -> AsyncIterator[World]:
 async def client() -> AsyncIterator[httpx.AsyncClient]:
     async with httpx.AsyncClient(timeout=10, trust_env=False) as made:
         yield made
+
+
+@pytest.fixture(scope="session")
+def moto() -> Iterator[str]:
+    """AWS's stand-in, by its URL."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def aws(moto: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The settings by which AWS's clients find its stand-in, whose URL this is."""
+    values = {
+        "AWS_ENDPOINT_URL": moto,
+        "AWS_REGION": "us-east-1",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+    }
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+    return moto
 
 
 @pytest.fixture(autouse=True)

@@ -4,8 +4,10 @@ Success is 2xx. A redirect is a failure: following it would take a signed event 
 asks for nothing more; 429 and 503 may say when to come back; what is too large (413) stays so.
 """
 
+import asyncio
 import ssl
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 
@@ -18,7 +20,8 @@ from receiver.signature import sign
 from submitter.egress import AddressForbidden, guarded_client
 from submitter.event import Event
 
-ANSWER_MAX = 2048
+ANSWER_MAX = 1024 * 1024
+BODY_PATIENCE_S = 1.0
 RETRY_AFTER_MAX_S = 86400.0
 _ssl_context: ssl.SSLContext | None = None
 
@@ -63,21 +66,21 @@ def open_client(hook: Hook, allow_hosts: frozenset[str]) -> httpx.AsyncClient:
 
 
 async def post(
-    client: httpx.AsyncClient, url: str, body: bytes, headers: Mapping[str, str], now_s: float, *, read_max: int = 0
+    client: httpx.AsyncClient,
+    url: str,
+    body: bytes,
+    headers: Mapping[str, str],
+    now_s: float,
+    *,
+    patience_s: float = BODY_PATIENCE_S,
 ) -> tuple[Outcome, bytes]:
-    """Send one request; return what became of it, and up to `read_max` bytes of what a success said.
+    """Send one request; return what became of it, and what was said within `patience_s` of the status.
 
-    A success is one once its status has arrived: an endpoint that dallies over its body is not waited for.
+    The status decides. A body that ends soon is read, since only then is the connection kept.
     """
-    said = b""
     try:
         async with client.stream("POST", url, content=body, headers=headers) as response:
-            most = read_max if response.is_success else ANSWER_MAX
-            if most:
-                async for chunk in response.aiter_bytes():
-                    said += chunk
-                    if len(said) >= most:
-                        break
+            said = await _read(response, patience_s)
     except AddressForbidden as error:
         return Outcome(False, str(error)), b""
     except (httpx.HTTPError, httpx.InvalidURL) as error:
@@ -88,6 +91,17 @@ async def post(
     retry_after_s = read_retry_after(response.headers.get("retry-after"), now_s) if status in (429, 503) else None
     answer = f"HTTP {status} {said[:200].decode(errors='replace')}".replace("\n", " ").strip()
     return Outcome(False, answer, retry_after_s, is_gone=status == 410, is_final=status == 413), said
+
+
+async def _read(response: httpx.Response, patience_s: float) -> bytes:
+    said = b""
+    with suppress(httpx.HTTPError, TimeoutError):
+        async with asyncio.timeout(patience_s):
+            async for chunk in response.aiter_bytes():
+                said += chunk
+                if len(said) > ANSWER_MAX:
+                    break
+    return said
 
 
 async def reach(client: httpx.AsyncClient, url: str) -> str | None:

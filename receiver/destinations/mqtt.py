@@ -6,6 +6,7 @@ acknowledged when the broker has said so. A `*` as a level becomes the event's t
 """
 
 import asyncio
+import logging
 import ssl
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -20,6 +21,7 @@ from receiver.hooks import Hook
 from submitter.egress import AddressForbidden, require_allowed
 from submitter.event import Event
 
+logging.getLogger("mqtt").setLevel(logging.CRITICAL)  # each outcome says what went wrong
 BROKEN = (aiomqtt.MqttError, OSError, AddressForbidden)
 
 
@@ -122,6 +124,8 @@ async def _end(client: _Client) -> None:
 
 
 async def _disconnect(client: _Client) -> None:
+    if client._disconnected.done():
+        client._disconnected.exception()  # it was told by the attempt's outcome
     try:
         await client.__aexit__(None, None, None)
     except aiomqtt.MqttError:

@@ -32,7 +32,6 @@ SCOPE = "https://www.googleapis.com/auth/pubsub"
 PUBLISH = "pubsub.topics.publish"
 SHAPE = "pubsub://project/topic"
 LIMITS = Limits(event_bytes=7_000_000, events=1000, request_bytes=7_000_000)  # of 10 MB as base64
-IDS_BYTES = 1_000_000
 
 
 class _Answer(msgspec.Struct, rename="camel"):
@@ -79,7 +78,7 @@ class PubsubDestination:
                 headers["authorization"] = f"Bearer {await self._token()}"
             url = f"{self._topic_url}:{verb}"
             content = msgspec.json.encode(body)
-            outcome, said = await post(self._client, url, content, headers, now_s, read_max=IDS_BYTES)
+            outcome, said = await post(self._client, url, content, headers, now_s, patience_s=self._hook.timeout_s)
             answer = msgspec.json.decode(said, type=_Answer) if outcome.is_delivered else _Answer()
         except (GoogleAuthError, msgspec.DecodeError) as error:
             return failed(error), _Answer()

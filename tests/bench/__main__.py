@@ -4,12 +4,9 @@ import argparse
 import asyncio
 import logging
 import os
-import shutil
-import socket
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +20,9 @@ from submitter.sandbox.media import make_image, make_video
 from submitter.task import TaskStatus
 from submitter.vendors import BUILT_IN
 from tests.bench import servers
+from tests.bench.buses import show_buses
 from tests.bench.load import Load, drip, flood
+from tests.bench.processes import folder, free_port, listening_process
 
 ROUNDS = 5
 TASKS = 4000
@@ -32,36 +31,10 @@ TASKS = 4000
 @contextmanager
 def served(name: str, directory: Path) -> Iterator[tuple[int, int]]:
     """Run one of the servers; yield its port and process id."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    with (directory / f"{name}.log").open("w") as log:
-        arguments = [sys.executable, "-m", "tests.bench.servers", name, str(port), str(directory)]
-        process = subprocess.Popen(arguments, stderr=log)
-        try:
-            deadline = time.monotonic() + 30
-            while True:
-                try:
-                    socket.create_connection(("127.0.0.1", port)).close()
-                    break
-                except OSError:
-                    if time.monotonic() > deadline or process.poll() is not None:
-                        raise RuntimeError((directory / f"{name}.log").read_text()) from None
-                    time.sleep(0.02)
-            yield port, process.pid
-        finally:
-            process.terminate()
-            process.wait()
-
-
-@contextmanager
-def folder() -> Iterator[Path]:
-    """A folder on the working directory's disk: /tmp may lie in memory."""
-    made = Path(tempfile.mkdtemp(dir=Path.cwd(), prefix=".bench-"))
-    try:
-        yield made
-    finally:
-        shutil.rmtree(made)
+    port = free_port()
+    arguments = ["-m", "tests.bench.servers", name, str(port), str(directory)]
+    with listening_process(arguments, port, directory / f"{name}.log") as process:
+        yield port, process.pid
 
 
 def accept(name: str, *, ended: int = 0) -> tuple[Load, int]:
@@ -198,6 +171,7 @@ def main() -> None:
     parser.add_argument("--ended", type=int, default=1_000_000, help="ended tasks in the large ledger")
     parser.add_argument("--tasks", type=int, default=1000, help="tasks through the faulty sandbox")
     parser.add_argument("--vendor-tasks", type=int, default=200, help="tasks through each vendor's faulty sandbox")
+    parser.add_argument("--bus-events", type=int, default=10_000, help="events to each bus, killed twice meanwhile")
     options = parser.parse_args()
     print(f"{os.cpu_count()} processors, Python {sys.version.split()[0]}, medians of {options.rounds} rounds\n")
 
@@ -236,6 +210,8 @@ def main() -> None:
         print(f"with {options.ended:,} ended tasks in the ledger: {ratio:.2f} times as many callbacks a second")
 
     show_faults(options.tasks, options.vendor_tasks)
+    if options.bus_events:
+        show_buses(options.bus_events)
 
 
 if __name__ == "__main__":

@@ -65,6 +65,17 @@ def receiver(directory: Path) -> Any:
     return service.app()
 
 
+def sink(directory: Path) -> Starlette:
+    """Keep each body as a line, and answer once the file has it."""
+    file = (directory / "events.jsonl").open("ab", buffering=0)
+
+    async def endpoint(request: Request) -> Response:
+        file.write(await request.body() + b"\n")
+        return Response(status_code=204)
+
+    return Starlette(routes=[Route("/events", endpoint, methods=["POST"])])
+
+
 def environment(directory: Path) -> dict[str, str]:
     """The receiver's settings."""
     config = directory / "relay.toml"
@@ -154,7 +165,8 @@ def callbacks(prefix: str, count: int, first: int = 0) -> list[bytes]:
 def main() -> None:
     """Serve one of them."""
     name, port, directory = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
-    app: Any = bare() if name == "bare" else {"transaction": transaction, "receiver": receiver}[name](directory)
+    makers = {"transaction": transaction, "receiver": receiver, "sink": sink}
+    app: Any = bare() if name == "bare" else makers[name](directory)
     uvicorn.run(
         app, host="127.0.0.1", port=port, log_level="error", access_log=False, server_header=False, proxy_headers=False
     )

@@ -8,24 +8,12 @@ from typing import Any
 import boto3
 import msgspec
 import pytest
-from moto.server import ThreadedMotoServer
 
 from receiver.destinations import open_destination
 from receiver.destinations.base import Destination
 from receiver.hooks import Hook
 from submitter.errors import InvalidSettings
 from tests.conformance.destinations import NOW_S, DestinationSuite, event
-
-ENVIRON = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_REGION": "us-east-1"}
-
-
-@pytest.fixture(scope="module")
-def moto() -> Iterator[str]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
 
 
 class AwsPeer(ABC):
@@ -45,7 +33,7 @@ class AwsPeer(ABC):
     @abstractmethod
     def unmake(self) -> None: ...
 
-    def end(self) -> None:
+    def close(self) -> None:
         for client in self.others:
             client.close()
 
@@ -55,6 +43,9 @@ class AwsPeer(ABC):
 
     def open(self, **settings: Any) -> Destination:
         return open_destination(Hook("bus", self.url, timeout_s=5, **settings), frozenset())
+
+    @abstractmethod
+    async def arrived(self) -> list[str]: ...
 
     async def refuse(self) -> None:
         self.unmake()
@@ -180,12 +171,10 @@ class AwsSuite(DestinationSuite):
     kind: type[AwsPeer]
 
     @pytest.fixture
-    def peer(self, moto: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[AwsPeer]:
-        for name, value in (ENVIRON | {"AWS_ENDPOINT_URL": moto, "AWS_DEFAULT_REGION": "us-east-1"}).items():
-            monkeypatch.setenv(name, value)
+    def peer(self, aws: str) -> Iterator[AwsPeer]:
         made = self.kind()
         yield made
-        made.end()
+        made.close()
 
     async def test_what_is_not_there_is_told_by_its_check(self, peer: AwsPeer) -> None:
         destination = peer.open()

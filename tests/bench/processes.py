@@ -1,0 +1,50 @@
+"""The processes and folders that the benchmark works with."""
+
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def free_port() -> int:
+    """Return a port of loopback that nobody listens at."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextmanager
+def listening_process(arguments: Sequence[str], port: int, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Run Python with these arguments while the block runs, which begins once somebody listens at the port."""
+    with log.open("w") as file:
+        process = subprocess.Popen([sys.executable, *arguments], stdout=file, stderr=file)
+        try:
+            deadline = time.monotonic() + 30
+            while True:
+                try:
+                    socket.create_connection(("127.0.0.1", port)).close()
+                    break
+                except OSError:
+                    if time.monotonic() > deadline or process.poll() is not None:
+                        raise RuntimeError(log.read_text()) from None
+                    time.sleep(0.02)
+            yield process
+        finally:
+            process.terminate()
+            process.wait()
+
+
+@contextmanager
+def folder() -> Iterator[Path]:
+    """A folder on the working directory's disk: /tmp may lie in memory."""
+    made = Path(tempfile.mkdtemp(dir=Path.cwd(), prefix=".bench-"))
+    try:
+        yield made
+    finally:
+        shutil.rmtree(made)

@@ -1,0 +1,291 @@
+"""Real servers of a test's own: killed without warning, they come back at the same port with what they had kept."""
+
+import asyncio
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import aio_pika
+import msgspec
+import nats
+import nats.errors
+from paho.mqtt.client import Client, MQTTMessage
+from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from redis.asyncio import Redis
+
+from tests.conformance.brokers import is_listening
+from tests.conformance.kafka_broker import KafkaBroker
+from tests.conftest import needs
+
+
+class OwnBus(ABC):
+    """A bus in a folder, and what has arrived on it."""
+
+    name: str
+    hook_more = ""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @property
+    @abstractmethod
+    def url(self) -> str: ...
+
+    @abstractmethod
+    async def start(self) -> None:
+        """Start it, with somewhere to send to."""
+        ...
+
+    @abstractmethod
+    async def kill(self) -> None: ...
+
+    @abstractmethod
+    async def restart(self) -> None: ...
+
+    @abstractmethod
+    async def arrived(self) -> list[str]:
+        """Return the ids of all events that arrived, in their order."""
+
+    async def stop(self) -> None:
+        """Leave nothing."""
+        await self.kill()
+
+
+class OwnServer(OwnBus):
+    """One that is a process."""
+
+    binary: str
+    ended_by = signal.SIGKILL
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port: int = probe.getsockname()[1]
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @abstractmethod
+    def command(self) -> list[str]: ...
+
+    def environ(self) -> Mapping[str, str]:
+        return os.environ
+
+    async def start(self) -> None:
+        needs(self.binary, is_there=shutil.which(self.binary) is not None)
+        await self.restart()
+        await self.prepare()
+
+    async def prepare(self) -> None:
+        """Make what events are sent to."""
+
+    async def restart(self) -> None:
+        log = (self.folder / "log").open("ab")
+        self.process = subprocess.Popen(
+            self.command(), env=self.environ(), stdout=log, stderr=log, start_new_session=True
+        )
+        log.close()
+        async with asyncio.timeout(60):
+            while not is_listening(self.port):
+                if self.process.poll() is not None:
+                    raise RuntimeError((self.folder / "log").read_text())
+                await asyncio.sleep(0.02)
+
+    async def kill(self) -> None:
+        if self.process is not None:
+            os.killpg(self.process.pid, self.ended_by)
+            await asyncio.to_thread(self.process.wait)
+            self.process = None
+
+
+class OwnRedis(OwnServer):
+    name, binary = "redis", "redis-server"
+
+    def command(self) -> list[str]:
+        return [
+            "redis-server", "--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(self.folder),
+            "--appendonly", "yes", "--save", "",
+        ]  # fmt: skip
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/events"
+
+    async def arrived(self) -> list[str]:
+        client = Redis(port=self.port)
+        found: Any = await client.xrange("events")
+        await client.aclose()
+        return [msgspec.json.decode(fields[b"event"])["id"] for _, fields in found]
+
+
+class OwnNats(OwnServer):
+    name, binary = "nats", "nats-server"
+
+    def command(self) -> list[str]:
+        return ["nats-server", "-a", "127.0.0.1", "-p", str(self.port), "-js", "-sd", str(self.folder / "store")]
+
+    @property
+    def url(self) -> str:
+        return f"nats://127.0.0.1:{self.port}/events.*?jetstream=true"
+
+    async def prepare(self) -> None:
+        client = await nats.connect(f"nats://127.0.0.1:{self.port}")
+        await client.jetstream().add_stream(name="events", subjects=["events.>"])
+        await client.close()
+
+    async def arrived(self) -> list[str]:
+        client = await nats.connect(f"nats://127.0.0.1:{self.port}")
+        stream = client.jetstream()
+        waiting = (await stream.stream_info("events")).state.messages
+        pull = await stream.pull_subscribe("events.>", durable=None)
+        ids: list[str] = []
+        while len(ids) < waiting:
+            for message in await pull.fetch(min(500, waiting - len(ids)), timeout=10):
+                ids.append(msgspec.json.decode(message.data)["id"])
+                await message.ack()
+        await client.close()
+        return ids
+
+
+class OwnRabbit(OwnServer):
+    name, binary = "amqp", "rabbitmq-server"
+
+    def command(self) -> list[str]:
+        behind_debians_wrapper = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
+        return [str(behind_debians_wrapper) if behind_debians_wrapper.exists() else "rabbitmq-server"]
+
+    def environ(self) -> Mapping[str, str]:
+        (self.folder / "plugins").write_text("[].\n")
+        (self.folder / "rabbitmq-env.conf").touch()
+        return {
+            **os.environ,
+            "HOME": str(self.folder),
+            "RABBITMQ_NODENAME": f"relay{self.port}@localhost",
+            "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
+            "RABBITMQ_NODE_PORT": str(self.port),
+            "RABBITMQ_DIST_PORT": str(self.port + 1 if self.port < 65535 else 20000),
+            "RABBITMQ_MNESIA_BASE": str(self.folder / "mnesia"),
+            "RABBITMQ_LOG_BASE": str(self.folder / "logs"),
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(self.folder / "plugins"),
+            "RABBITMQ_CONF_ENV_FILE": str(self.folder / "rabbitmq-env.conf"),
+            "RABBITMQ_CONFIG_FILE": str(self.folder / "none"),
+        }
+
+    @property
+    def url(self) -> str:
+        return f"amqp://guest:guest@127.0.0.1:{self.port}/events"
+
+    async def prepare(self) -> None:
+        connection = await aio_pika.connect(f"amqp://guest:guest@127.0.0.1:{self.port}/")
+        channel = await connection.channel()
+        exchange = await channel.declare_exchange("events", aio_pika.ExchangeType.TOPIC, durable=True)
+        queue = await channel.declare_queue("events", durable=True)
+        await queue.bind(exchange, "task.#")
+        await connection.close()
+
+    async def arrived(self) -> list[str]:
+        connection = await aio_pika.connect(f"amqp://guest:guest@127.0.0.1:{self.port}/")
+        channel = await connection.channel()
+        queue = await channel.get_queue("events")
+        ids = []
+        while (message := await queue.get(fail=False, no_ack=True)) is not None:
+            ids.append(str(message.message_id))
+        await connection.close()
+        return ids
+
+
+class OwnMosquitto(OwnServer):
+    """Read by a subscriber whose session outlives the server, and which connects again by itself.
+
+    It acknowledges before it writes, so that SIGKILL loses what it has acknowledged: it is ended by SIGTERM.
+    """
+
+    name, binary = "mqtt", "mosquitto"
+    ended_by = signal.SIGTERM
+    END = b"end"
+
+    def command(self) -> list[str]:
+        config = self.folder / "mosquitto.conf"
+        config.write_text(
+            f"listener {self.port} 127.0.0.1\nallow_anonymous true\npersistence true\n"
+            f"persistence_location {self.folder}/\n"
+            f"max_queued_messages 0\nuser {os.environ.get('USER', 'root')}\n"
+        )
+        return ["mosquitto", "-c", str(config)]
+
+    @property
+    def url(self) -> str:
+        return f"mqtt://127.0.0.1:{self.port}/events/*"
+
+    async def prepare(self) -> None:
+        self.ids: list[str] = []
+        self.subscribed, self.ended = threading.Event(), threading.Event()
+        self.client = Client(CallbackAPIVersion.VERSION2, "reader", protocol=MQTTProtocolVersion.MQTTv5)
+        self.client.on_message = self._on_message
+        self.client.on_subscribe = lambda *_: self.subscribed.set()
+        self.client.reconnect_delay_set(1, 1)
+        properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
+        properties.SessionExpiryInterval = 3600
+        self.client.connect("127.0.0.1", self.port, clean_start=False, properties=properties)
+        self.client.loop_start()
+        self.client.subscribe("events/#", qos=1)
+        assert await asyncio.to_thread(self.subscribed.wait, 10)
+
+    def _on_message(self, client: Client, userdata: object, message: MQTTMessage) -> None:
+        if message.payload == self.END:
+            self.ended.set()
+        else:
+            self.ids.append(msgspec.json.decode(message.payload)["id"])
+
+    async def arrived(self) -> list[str]:
+        self.client.publish("events/end", self.END, qos=1)
+        assert await asyncio.to_thread(self.ended.wait, 60)
+        return self.ids
+
+    async def stop(self) -> None:
+        if hasattr(self, "client"):
+            self.client.disconnect()
+            self.client.loop_stop()
+        await super().stop()
+
+
+class OwnKafka(OwnBus):
+    """A broker that keeps everything in memory: it is not killed but cut off, which looks the same from outside."""
+
+    name = "kafka"
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.broker = KafkaBroker()
+
+    @property
+    def url(self) -> str:
+        return self.broker.url
+
+    async def start(self) -> None:
+        await self.broker.start()
+
+    async def kill(self) -> None:
+        await self.broker.away()
+
+    async def restart(self) -> None:
+        await self.broker.back()
+
+    async def arrived(self) -> list[str]:
+        return await self.broker.arrived()
+
+    async def stop(self) -> None:
+        await self.broker.stop()
+
+
+OWN_BUSES: dict[str, type[OwnBus]] = {
+    kind.name: kind for kind in (OwnRedis, OwnNats, OwnRabbit, OwnMosquitto, OwnKafka)
+}
