@@ -16,8 +16,19 @@ from submitter.event import timestamp
 _clock = Clock()
 
 
+CLIENTS = ("aiokafka", "aio_pika", "aiormq", "mqtt")
+"""Clients of buses that log each lost connection. An attempt's outcome says it, once."""
+
+
+def silence_clients() -> None:
+    """Keep what the buses' clients log to themselves."""
+    for name in CLIENTS:
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+
+
 def configure(style: str | None = None) -> None:
     """Log as `json` or `console` to standard error; None picks the console on a terminal."""
+    silence_clients()
     style = style or ("console" if sys.stderr.isatty() else "json")
     processors: list[structlog.typing.Processor]
     factory: Callable[..., structlog.typing.WrappedLogger]

@@ -7,7 +7,6 @@ when every replica in sync has it (`acks=all`). The client sends what waits for 
 """
 
 import asyncio
-import logging
 import ssl
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -24,7 +23,6 @@ from submitter.event import Event
 SASL = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
 REQUEST_BYTES = 1024 * 1024  # a broker's usual message.max.bytes
 BROKEN = (KafkaError, OSError, AddressForbidden, TimeoutError)
-logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # each outcome says what went wrong
 SHAPE = "kafka://host:9092/topic"
 
 

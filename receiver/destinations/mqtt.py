@@ -6,7 +6,6 @@ acknowledged when the broker has said so. A `*` as a level becomes the event's t
 """
 
 import asyncio
-import logging
 import ssl
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -21,7 +20,6 @@ from receiver.hooks import Hook
 from submitter.egress import AddressForbidden, require_allowed
 from submitter.event import Event
 
-logging.getLogger("mqtt").setLevel(logging.CRITICAL)  # each outcome says what went wrong
 BROKEN = (aiomqtt.MqttError, OSError, AddressForbidden)
 
 

@@ -17,6 +17,7 @@ from nats.aio.client import Client
 
 from receiver.cloudevents import encode, traceparent
 from receiver.destinations.base import Kept, Outcome, failed, unless, wrong
+from receiver.destinations.batches import size_of, too_large
 from receiver.hooks import Hook
 from submitter.egress import AddressForbidden, require_allowed
 from submitter.event import Event
@@ -77,6 +78,8 @@ class NatsDestination:
         link = None
         try:
             link = await self._kept.get()
+            if size_of(event) > link.client.max_payload:  # the server counts headers too, and would hang up
+                return too_large(event, link.client.max_payload)
             if self._jetstream:
                 headers["Nats-Msg-Id"] = event.id
                 stream = link.client.jetstream(timeout=self._hook.timeout_s)
@@ -98,6 +101,10 @@ class NatsDestination:
         try:
             link = await self._kept.get()
             await link.answer(link.client.flush(timeout=5))
+            if self._jetstream:
+                await link.answer(link.client.jetstream(timeout=5).find_stream_name_by_subject(self._subject))
+        except nats.js.errors.NotFoundError:
+            return f"no stream takes {self._subject!r}"
         except (nats.errors.Error, OSError, AddressForbidden) as error:
             if link is not None:
                 await self._kept.drop(link)

@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 import structlog
 
+from receiver.log import silence_clients
 from tests.bench.processes import folder
 from tests.conformance.own_servers import OWN_BUSES, OwnBus, OwnServer
 from tests.road.fan_out import ENDS, Told, tell
@@ -94,6 +95,7 @@ async def run(make: type[OwnBus], events: int, kills: int) -> Told:
 
 def show_buses(events: int) -> None:
     """Print the table."""
+    silence_clients()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     print(f"\n{f'{events} events to':<32}{'per s':>8}   killed twice: {'lost':>6}{'again':>7}{'out of order':>14}")
     kinds: list[type[OwnBus]] = [*OWN_BUSES.values(), HttpSink, FileSink, PythonSink]

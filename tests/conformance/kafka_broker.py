@@ -25,6 +25,8 @@ QUIET.setLevel(logging.CRITICAL)
 class KafkaBroker:
     """Reached by a proxy, whose address the broker tells its clients."""
 
+    most_bytes = 1024 * 1024
+
     def __init__(self) -> None:
         self.name = f"kling-relay-test-{uuid.uuid4().hex[:12]}"
         bound, _ = free_socket()

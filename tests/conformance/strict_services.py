@@ -42,6 +42,8 @@ def require(is_good: object, status: int, reason: str) -> None:
 class StrictService(ABC):
     """One service: its routes, what it got, and whether its topic is there."""
 
+    most_bytes: int
+
     def __init__(self) -> None:
         self.got: list[Mapping[str, Any]] = []
         self.is_there = True
@@ -63,6 +65,8 @@ class StrictService(ABC):
 
 class MockPubsub(StrictService):
     """Pub/Sub's `publish` and `testIamPermissions`, and Google's token endpoint for a service account."""
+
+    most_bytes = 10_000_000
 
     def __init__(self) -> None:
         super().__init__()
@@ -128,6 +132,8 @@ class MockPubsub(StrictService):
 class MockEventGrid(StrictService):
     """A custom topic and a namespace topic, by key or by a token of Entra ID."""
 
+    most_bytes = 1_048_576
+
     def take(self, request: Request, body: bytes) -> Response:
         if request.method == "HEAD":
             return Response(status_code=404)
@@ -152,6 +158,8 @@ class MockEventGrid(StrictService):
 
 class MockServiceBus(StrictService):
     """One queue, by a shared access signature or a token of Entra ID."""
+
+    most_bytes = 262_145
 
     def __init__(self, now_s: float) -> None:
         super().__init__()

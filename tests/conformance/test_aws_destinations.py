@@ -20,6 +20,7 @@ class AwsPeer(ABC):
     """Something of AWS that events are sent to, and what has arrived there."""
 
     service: str
+    most_bytes = 256 * 1024
 
     def __init__(self) -> None:
         self.name = f"kling-{uuid.uuid4().hex[:12]}"
@@ -115,6 +116,7 @@ class Topic(Queue):
 
 class Stream(AwsPeer):
     service = "kinesis"
+    most_bytes = 1024 * 1024
 
     def make(self) -> None:
         self.client.create_stream(StreamName=self.name, ShardCount=1)

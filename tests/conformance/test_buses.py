@@ -20,7 +20,7 @@ from receiver.destinations.base import Destination
 from receiver.hooks import Hook
 from submitter.errors import InvalidSettings
 from tests.conformance.brokers import Proxy, is_listening
-from tests.conformance.destinations import NOW_S, DestinationSuite, DistantSuite, event
+from tests.conformance.destinations import NOW_S, DestinationSuite, DistantSuite, GuardedSuite, NamedSuite, event
 from tests.conftest import needs
 
 LOCAL = ("127.0.0.1",)
@@ -41,7 +41,10 @@ class Broker(ABC):
     def url(self) -> str: ...
 
     def open(self, *, allow: tuple[str, ...] = LOCAL, **settings: Any) -> Destination:
-        return open_destination(Hook("bus", self.url, timeout_s=5, **settings), frozenset(allow))
+        return self.open_url(self.url, allow=allow, **settings)
+
+    def open_url(self, url: str, *, allow: tuple[str, ...] = LOCAL, **settings: Any) -> Destination:
+        return open_destination(Hook("bus", url, timeout_s=5, **settings), frozenset(allow))
 
     async def start(self) -> None:
         needs(self.what, is_there=is_listening(self.port))
@@ -59,6 +62,9 @@ class Broker(ABC):
 
 class RedisBroker(Broker):
     port, what = 6379, "Redis"
+
+    def open_stranger(self, secret: str) -> Destination:
+        return self.open_url(self.url.replace("redis://", f"redis://someone:{secret}@"))
 
     @property
     def url(self) -> str:
@@ -90,6 +96,10 @@ class RedisBroker(Broker):
 
 class NatsBroker(Broker):
     port, what = 4222, "NATS with JetStream"
+    most_bytes = 1024 * 1024
+
+    def open_missing(self) -> Destination:
+        return self.open_url(f"nats://127.0.0.1:{self.proxy.port}/missing-{self.name}?jetstream=true")
 
     @property
     def url(self) -> str:
@@ -122,6 +132,12 @@ class NatsBroker(Broker):
 
 class AmqpBroker(Broker):
     port, what = 5672, "RabbitMQ"
+
+    def open_missing(self) -> Destination:
+        return self.open_url(f"{self.url}-missing")
+
+    def open_stranger(self, secret: str) -> Destination:
+        return self.open_url(self.url.replace("guest:guest", f"guest:{secret}"))
 
     @property
     def url(self) -> str:
@@ -201,7 +217,7 @@ async def started(broker: Broker) -> AsyncIterator[Broker]:
     await broker.stop()
 
 
-class TestRedis(DistantSuite):
+class TestRedis(DistantSuite, GuardedSuite):
     @pytest.fixture
     async def peer(self) -> AsyncIterator[RedisBroker]:
         async for broker in started(RedisBroker()):
@@ -217,16 +233,8 @@ class TestRedis(DistantSuite):
         assert fields[b"content-type"] == b"application/json"
         await destination.close()
 
-    async def test_a_wrong_password_is_told_without_it(self, peer: RedisBroker) -> None:
-        url = peer.url.replace("redis://", "redis://someone:s3cret@")
-        destination = open_destination(Hook("bus", url), frozenset(LOCAL))
-        outcome = await destination.send(event(), NOW_S)
-        assert not outcome.is_delivered
-        assert "s3cret" not in outcome.answer
-        await destination.close()
 
-
-class TestJetStream(DistantSuite):
+class TestJetStream(DistantSuite, NamedSuite):
     @pytest.fixture
     async def peer(self) -> AsyncIterator[NatsBroker]:
         async for broker in started(NatsBroker()):
@@ -262,16 +270,8 @@ class TestJetStream(DistantSuite):
         assert not (await destination.send(event(), NOW_S)).is_delivered
         await destination.close()
 
-    async def test_an_event_that_is_too_large_is_refused_and_the_next_is_not(self, peer: NatsBroker) -> None:
-        destination = peer.open()
-        large = msgspec.structs.replace(event(1), body=b"x" * 2_000_000)
-        outcome = await destination.send(large, NOW_S)
-        assert not outcome.is_delivered
-        assert (await destination.send(event(2), NOW_S)).is_delivered
-        await destination.close()
 
-
-class TestAmqp(DistantSuite):
+class TestAmqp(DistantSuite, NamedSuite, GuardedSuite):
     @pytest.fixture
     async def peer(self) -> AsyncIterator[AmqpBroker]:
         async for broker in started(AmqpBroker()):
@@ -285,14 +285,6 @@ class TestAmqp(DistantSuite):
         assert message.headers["cloudEvents:id"] == event().id
         assert message.delivery_mode is aio_pika.DeliveryMode.PERSISTENT
         assert message.routing_key == "task.processing"
-        await destination.close()
-
-    async def test_wrong_credentials_are_told_without_them(self, peer: AmqpBroker) -> None:
-        url = peer.url.replace("guest:guest", "guest:s3cret")
-        destination = open_destination(Hook("bus", url), frozenset(LOCAL))
-        outcome = await destination.send(event(), NOW_S)
-        assert not outcome.is_delivered
-        assert "s3cret" not in outcome.answer
         await destination.close()
 
     async def test_an_event_that_no_queue_takes_is_a_failure_when_it_must_be_taken(self, peer: AmqpBroker) -> None:

@@ -1,5 +1,7 @@
 """What others build against: settings, imports, the README's tables, the pins."""
 
+import ast
+import json
 import re
 import subprocess
 import sys
@@ -10,14 +12,15 @@ import msgspec
 import pytest
 
 from receiver.destinations import BUILT_IN as DESTINATIONS
-from receiver.hooks import EVENTS, NAMES
+from receiver.hooks import EVENTS, NAMES, read_hooks
 from receiver.settings import load_receiver_settings
-from submitter.errors import InvalidSettings
+from submitter.errors import InvalidSettings, Problem
 from submitter.sandbox.faults import Faults
 from submitter.settings import COMMON, OF_VENDOR, RECEIVER
 from submitter.task import RANK, TaskStatus
 from submitter.vendors import BUILT_IN
 from submitter.vendors.table import capabilities
+from tests.conftest import HOOK_SECRET
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -157,3 +160,27 @@ def test_the_readme_lists_every_destination() -> None:
     extras = {kind.extra for kind in DESTINATIONS.values() if kind.extra}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     assert extras <= set(project["project"]["optional-dependencies"])
+
+
+def test_the_readmes_examples_can_be_read() -> None:
+    blocks = re.findall(r"^```(\w+)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    assert len(blocks) > 15
+    for language, text in blocks:
+        if language == "python":
+            compile(text, "README", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+        elif language == "toml":
+            hooks = tomllib.loads(text).get("hook", [])
+            problems: list[Problem] = []
+            read_hooks(hooks, lambda _, reference: reference.replace("env:BILLING_SECRET", HOOK_SECRET), problems)
+            assert not problems
+        elif language == "json":
+            json.loads(text)
+
+
+def test_the_readme_has_a_page_for_every_bus() -> None:
+    pages = README.partition("### Use it with your bus")[2].partition("\n### ")[0]
+    summaries = " ".join(re.findall(r"<summary>(.*?)</summary>", pages)).lower()
+    words = {"amqp": "rabbitmq", "pubsub": "pub/sub", "eventgrid": "event grid", "servicebus": "service bus"}
+    words |= {"python": "function", "https": "", "http": ""}
+    for scheme in {kind.module: scheme for scheme, kind in reversed(DESTINATIONS.items())}.values():
+        assert words.get(scheme, scheme) in summaries, scheme

@@ -49,6 +49,11 @@ def test_a_retry_is_never_before_its_schedule_nor_before_it_was_asked_for(
     assert delay_s >= (wish or 0) - 0.001
 
 
+def test_what_no_other_attempt_can_better_is_dead_at_once_and_says_nothing_of_the_hook() -> None:
+    settlement = judge(Outcome(False, "too large", is_final=True), delivery(1), HOOK, NOW, 0)
+    assert (settlement.state, settlement.error, settlement.disable_target) == ("dead", "too large", None)
+
+
 def test_gone_disables_the_target() -> None:
     settlement = judge(Outcome(False, "HTTP 410", is_gone=True), delivery(1), HOOK, NOW, 0)
     assert (settlement.state, settlement.disable_target) == ("dead", HOOK.target)

@@ -1,0 +1,169 @@
+"""A batch that is taken in part: each entry has its own end. AWS's stand-ins refuse none, so this one does."""
+
+import asyncio
+import base64
+import json
+from collections.abc import AsyncIterator
+from urllib.parse import parse_qs
+
+import msgspec
+import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from receiver.destinations import open_destination
+from receiver.destinations.base import Outcome
+from receiver.destinations.batches import ENVELOPE_BYTES, Batches, Limits
+from receiver.hooks import Hook
+from submitter.event import Event
+from submitter.sandbox.server import free_socket, listening
+from tests.conformance.destinations import NOW_S, event
+
+REFUSED = "order-3"
+
+
+class MockPartialAws:
+    """Answers the four batch calls as AWS documents them, and refuses whatever speaks of one task."""
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+
+    async def answer(self, request: Request) -> Response:
+        body = await request.body()
+        call = request.headers.get("x-amz-target", "").rpartition(".")[2]
+        if not call:
+            return self.sns(parse_qs(body.decode()))
+        given = json.loads(body)
+        if call == "GetQueueUrl":
+            return JSONResponse({"QueueUrl": str(request.base_url) + "queue"})
+        if call == "SendMessageBatch":
+            entries = given["Entries"]
+            good = [{"Id": e["Id"], "MessageId": f"m{e['Id']}"} for e in entries if REFUSED not in e["MessageBody"]]
+            bad = [self.failed(e["Id"]) for e in entries if REFUSED in e["MessageBody"]]
+            self.sizes.append(len(entries))
+            return JSONResponse({"Successful": good, "Failed": bad})
+        if call == "PutRecords":
+            texts = [base64.b64decode(record["Data"]).decode() for record in given["Records"]]
+            good = [{"SequenceNumber": "1", "ShardId": "shard-0"}, {"ErrorCode": "Throttled", "ErrorMessage": "later"}]
+            self.sizes.append(len(texts))
+            return JSONResponse({"FailedRecordCount": 1, "Records": [good[REFUSED in text] for text in texts]})
+        assert call == "PutEvents"
+        entries = given["Entries"]
+        self.sizes.append(len(entries))
+        said = [{"EventId": "e1"}, {"ErrorCode": "Throttled", "ErrorMessage": "later"}]
+        return JSONResponse({"FailedEntryCount": 1, "Entries": [said[REFUSED in entry["Detail"]] for entry in entries]})
+
+    def failed(self, id: str) -> dict[str, object]:
+        return {"Id": id, "Code": "Throttled", "Message": "later", "SenderFault": False}
+
+    def sns(self, form: dict[str, list[str]]) -> Response:
+        assert form["Action"] == ["PublishBatch"]
+        prefix = "PublishBatchRequestEntries.member"
+        good = bad = ""
+        position = 0
+        while f"{prefix}.{position + 1}.Id" in form:
+            position += 1
+            id, message = form[f"{prefix}.{position}.Id"][0], form[f"{prefix}.{position}.Message"][0]
+            if REFUSED in message:
+                bad += f"<member><Id>{id}</Id><Code>Throttled</Code><Message>later</Message></member>"
+            else:
+                good += f"<member><Id>{id}</Id><MessageId>m{id}</MessageId></member>"
+        self.sizes.append(position)
+        result = f"<Successful>{good}</Successful><Failed>{bad}</Failed>"
+        xml = f"<PublishBatchResponse><PublishBatchResult>{result}</PublishBatchResult></PublishBatchResponse>"
+        return Response(xml, media_type="text/xml")
+
+
+@pytest.fixture
+async def partial(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[MockPartialAws]:
+    mock = MockPartialAws()
+    bound, url = free_socket()
+    values = {"AWS_ENDPOINT_URL": url, "AWS_REGION": "us-east-1", "AWS_DEFAULT_REGION": "us-east-1"}
+    for name, value in (values | {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}).items():
+        monkeypatch.setenv(name, value)
+    async with listening(Starlette(routes=[Route("/{path:path}", mock.answer, methods=["POST"])]), bound):
+        yield mock
+
+
+@pytest.mark.parametrize(
+    ("url", "sizes"),
+    [
+        ("sqs://queue", [10, 2]),
+        ("sns://arn:aws:sns:us-east-1:123456789012:topic", [10, 2]),
+        ("kinesis://stream", [12]),
+        ("eventbridge://bus", [10, 2]),
+    ],
+)
+async def test_only_what_was_refused_of_a_batch_is_sent_again(
+    partial: MockPartialAws, url: str, sizes: list[int]
+) -> None:
+    destination = open_destination(Hook("bus", url, timeout_s=5, concurrency=100), frozenset())
+    events = [event(1, f"order-{n}") for n in range(12)]
+    outcomes = await asyncio.gather(*(destination.send(one, NOW_S) for one in events))
+    assert [outcome.is_delivered for outcome in outcomes] == [n != 3 for n in range(12)]
+    assert outcomes[3].answer == "Throttled: later"
+    assert sorted(partial.sizes, reverse=True) == sizes
+    await destination.close()
+
+
+class Posted:
+    """What was posted, and when it may be answered."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[str]] = []
+        self.go = asyncio.Event()
+        self.given_up = asyncio.Event()
+
+    async def post(self, events: list[Event], now_s: float) -> list[Outcome]:
+        self.batches.append([one.external_task_id for one in events])
+        try:
+            await self.go.wait()
+        except asyncio.CancelledError:
+            self.given_up.set()
+            raise
+        if REFUSED in self.batches[-1]:
+            raise ValueError("a broken destination")
+        return [Outcome(True, "taken") for _ in events]
+
+
+def sized(name: str, size: int) -> Event:
+    return msgspec.structs.replace(event(1, name), body=b"x" * (size - ENVELOPE_BYTES))
+
+
+async def test_a_batch_is_cut_by_count_and_by_bytes() -> None:
+    posted = Posted()
+    posted.go.set()
+    batches = Batches(posted.post, Limits(event_bytes=5000, events=3, request_bytes=6000))
+    sizes = {"a": 1000, "b": 1000, "c": 1000, "d": 1000, "e": 5000, "f": 1000, "g": 5001}
+    sent = (batches.send(sized(name, size), NOW_S) for name, size in sizes.items())
+    outcomes = await asyncio.gather(*sent)
+    assert posted.batches == [["a", "b", "c"], ["d", "e"], ["f"]]
+    assert [outcome.is_delivered for outcome in outcomes] == [True] * 6 + [False]
+    assert outcomes[-1].is_final
+
+
+async def test_a_request_is_given_up_once_nobody_waits_for_it() -> None:
+    posted = Posted()
+    batches = Batches(posted.post, Limits(10_000, 10, 100_000))
+    sends = [asyncio.create_task(batches.send(event(1, f"order-{n}"), NOW_S)) for n in range(2)]
+    while not posted.batches:
+        await asyncio.sleep(0)
+    sends[0].cancel()
+    await asyncio.gather(sends[0], return_exceptions=True)
+    assert not posted.given_up.is_set()  # one still waits
+    sends[1].cancel()
+    await asyncio.gather(sends[1], return_exceptions=True)
+    async with asyncio.timeout(5):
+        await posted.given_up.wait()
+    await batches.close()
+
+
+async def test_what_is_raised_is_raised_to_everyone_who_waits() -> None:
+    posted = Posted()
+    posted.go.set()
+    batches = Batches(posted.post, Limits(10_000, 10, 100_000))
+    sends = (batches.send(event(1, name), NOW_S) for name in (REFUSED, "order-4"))
+    outcomes = await asyncio.gather(*sends, return_exceptions=True)
+    assert [str(outcome) for outcome in outcomes] == ["a broken destination"] * 2
