@@ -212,19 +212,24 @@ class Ledger(Protocol):
 
 
 def open_ledger(url: str) -> Ledger:
-    """Open the ledger that `url` names: `sqlite:///relative.db` or `sqlite:////absolute.db`."""
+    """Open the ledger that `url` names; raise InvalidSettings, naming the remedy.
+
+    `sqlite:///relative.db` or `sqlite:////absolute.db`; `postgresql://user:password@host/database?schema=...`.
+    """
     scheme = urlsplit(url).scheme
     if scheme == "sqlite" and url.startswith("sqlite:///") and len(url) > len("sqlite:///"):
         from submitter.ledger.sqlite import SqliteLedger
 
         return SqliteLedger(url.removeprefix("sqlite:///"))
-    raise InvalidSettings(
-        [
-            Problem(
-                "KLING_RELAY_LEDGER",
-                f"scheme {scheme!r}",
-                "sqlite:///path",
-                "Use sqlite:///relay.db, or sqlite:////an/absolute/path.db.",
-            )
-        ]
-    )
+    if scheme in ("postgresql", "postgres"):
+        try:
+            from submitter.ledger.postgres import PostgresLedger
+        except ImportError as error:
+            remedy = "Install it: pip install 'kling-relay[postgres]'."
+            problem = Problem("KLING_RELAY_LEDGER", f"{scheme}://", f"needs the extra `postgres` ({error})", remedy)
+            raise InvalidSettings([problem]) from error
+
+        return PostgresLedger(url)
+    remedy = "Use sqlite:///relay.db, sqlite:////an/absolute/path.db, or postgresql://user:password@host/database."
+    limit = "sqlite:///path or postgresql://host/database"
+    raise InvalidSettings([Problem("KLING_RELAY_LEDGER", f"scheme {scheme!r}", limit, remedy)])

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from submitter.errors import LedgerUnavailable, TaskNotFound
-from submitter.event import Event, event_of
+from submitter.event import Event
 from submitter.ledger import sqlite_deliveries
 from submitter.ledger.base import (
     Applied,
@@ -32,9 +32,10 @@ from submitter.ledger.base import (
     Route,
     Settlement,
 )
+from submitter.ledger.decided import decide_all
 from submitter.ledger.group_commit import GroupWriter, Operation, transaction
 from submitter.ledger.sqlite_deliveries import read_event
-from submitter.task import SETTLED, Decide, Task, TaskStatus, Transition
+from submitter.task import SETTLED, Decide, Task, TaskStatus
 
 BUSY_TIMEOUT_S = 30.0
 WATCH_S = 0.05  # how soon another process's commit is seen
@@ -327,19 +328,14 @@ def _apply_all(db: sqlite3.Connection, operations: list[Operation]) -> None:
         return
     ids = msgspec.json.encode([operation.external_task_id for operation in operations]).decode()
     tasks = {task.external_task_id: task for task in _read_tasks(db, ids)}
-    changed: dict[str, Task] = {}
-    moved: dict[str, Task] = {}  # whose vendor, or whose id there, is another: rare, and in indexes
-    events: list[Event] = []
-    for operation in operations:
-        operation.outcome = _decide(operation, tasks)
-        if isinstance(operation.outcome, Applied) and operation.outcome.transition is not None:
-            transition, before = operation.outcome.transition, tasks[operation.external_task_id]
-            if (before.vendor, before.task_id) != (transition.task.vendor, transition.task.task_id):
-                moved[operation.external_task_id] = transition.task
-            tasks[operation.external_task_id] = changed[operation.external_task_id] = transition.task
-            event = event_of(transition)
-            if event is not None:
-                events.append(event)
+    decided = decide_all(tasks, [(one.external_task_id, one.decide) for one in operations if one.decide is not None])
+    for operation, outcome in zip(operations, decided.outcomes, strict=True):
+        operation.outcome = outcome
+    changed, events = decided.changed, decided.events
+    # Whose vendor, or whose id there, is another: rare, and in indexes.
+    moved = {
+        id: task for id, task in changed.items() if (tasks[id].vendor, tasks[id].task_id) != (task.vendor, task.task_id)
+    }
     if changed:
         _execute_rows(db, UPDATE_TASKS, [_columns(task) for task in changed.values()])
     if moved:
@@ -355,18 +351,6 @@ def _execute_rows(db: sqlite3.Connection, sql: str, rows: Sequence[tuple[Any, ..
         chunk = rows[start : start + ROWS_PER_STEP]
         row = f"({', '.join('?' * len(chunk[0]))})"
         db.execute(sql.format(rows=", ".join([row] * len(chunk))), [value for values in chunk for value in values])
-
-
-def _decide(operation: Operation, tasks: Mapping[str, Task]) -> Applied | Exception:
-    task = tasks.get(operation.external_task_id)
-    if task is None:
-        return TaskNotFound(operation.external_task_id)
-    assert operation.decide is not None
-    try:
-        transition: Transition | None = operation.decide(task)
-    except Exception as error:  # noqa: BLE001 - the caller's own error goes back to the caller alone
-        return error
-    return Applied(task if transition is None else transition.task, transition)
 
 
 def _columns(task: Task) -> tuple[str, str, int, int | None, str]:

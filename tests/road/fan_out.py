@@ -66,11 +66,19 @@ async def until(condition: Callable[[], Awaitable[bool]], timeout_s: float = 30)
 
 
 async def tell(bus: OwnBus, folder: Path, environ: Mapping[str, str], tasks: int, *, kills: int = 0) -> Told:
-    """Tell a bus of `tasks` tasks, three events each, killing it `kills` times, each time until it was missed."""
-    ledger = SqliteLedger(folder / "relay.db")
-    await asyncio.gather(*(live(ledger, f"order-{n}") for n in range(tasks)))
-    expected = {f"order-{n}": [event.id for event in await ledger.events(f"order-{n}")] for n in range(tasks)}
-    await ledger.close()
+    """Tell a bus of `tasks` tasks, three events each.
+
+    It is killed `kills` times, each time with events on their way, and restarted once it was missed.
+    """
+    names = [f"order-{n}" for n in range(tasks)]
+    waves = [names[wave :: kills + 1] for wave in range(kills + 1)]
+
+    async def live_all(wave: int) -> None:
+        ledger = SqliteLedger(folder / "relay.db")
+        await asyncio.gather(*(live(ledger, name) for name in waves[wave]))
+        await ledger.close()
+
+    await live_all(0)
     total = tasks * len(ENDS)
     with closing(sqlite3.connect(folder / "relay.db")) as db:
 
@@ -85,10 +93,13 @@ async def tell(bus: OwnBus, folder: Path, environ: Mapping[str, str], tasks: int
 
         begun_s = time.perf_counter()
         async with serving(folder, environ, hook("bus", bus.url, QUICK + "timeout_s = 5\n" + bus.hook_more)):
-            for kill in range(kills):
-                await done(total * (kill + 1) // (kills + 1))
+            told = 0
+            for wave in range(kills):
+                await done(told + len(waves[wave]) * len(ENDS) // 3)
                 await bus.kill()
+                told += len(waves[wave]) * len(ENDS)
                 failed = count("last_error <> ''")
+                await live_all(wave + 1)  # these find nobody there, however fast the others were
 
                 async def missed(failed: int = failed) -> bool:
                     return count("last_error <> ''") > failed
@@ -97,13 +108,13 @@ async def tell(bus: OwnBus, folder: Path, environ: Mapping[str, str], tasks: int
                 await bus.restart()
             await done(total)
             seconds = time.perf_counter() - begun_s
+    ledger = SqliteLedger(folder / "relay.db")
+    expected = [[event.id for event in await ledger.events(name)] for name in names]
+    await ledger.close()
     arrived = await bus.arrived()
     seen = Counter(arrived)
-    firsts = dict.fromkeys(arrived)
-    positions = {id: position for position, id in enumerate(firsts)}
-    disordered = sum(
-        [positions[id] for id in ids if id in positions] != sorted(positions[id] for id in ids if id in positions)
-        for ids in expected.values()
-    )
-    lost = sum(id not in seen for ids in expected.values() for id in ids)
-    return Told(total, total / seconds, lost, len(arrived) - len(firsts), disordered)
+    positions = {id: position for position, id in enumerate(dict.fromkeys(arrived))}
+    orders = [[positions[id] for id in ids if id in positions] for ids in expected]
+    lost = sum(id not in seen for ids in expected for id in ids)
+    disordered = sum(order != sorted(order) for order in orders)
+    return Told(total, total / seconds, lost, len(arrived) - len(positions), disordered)

@@ -1,0 +1,350 @@
+"""The ledger in PostgreSQL: `postgresql://user:password@host/database?schema=kling_relay`.
+
+Reports that arrive together are applied together: one statement reads their tasks, one stores
+what was decided, with its events. A task that somebody else changed in between is told by its
+version, and decided on again. Nothing outlives its statement or transaction (no session's
+settings, no named statement), so a transaction pooler may stand between; waiting for changes is
+LISTEN, and, where a pooler swallows that, a look every second.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import asyncpg
+import msgspec
+
+from submitter.errors import TaskNotFound
+from submitter.event import Event
+from submitter.gather import Gather
+from submitter.ledger import postgres_deliveries as sql
+from submitter.ledger.base import (
+    Applied,
+    Claimed,
+    Delivery,
+    DeliveryState,
+    HookState,
+    Quarantined,
+    Reserved,
+    Route,
+    Settlement,
+)
+from submitter.ledger.decided import Outcome, decide_all
+from submitter.ledger.postgres_server import Connection, Notices, Server
+from submitter.task import SETTLED, Decide, Task, TaskStatus
+
+GROUP_MAX = 512
+ROUTE_MAX = 1000
+
+_tasks = msgspec.json.Decoder(Task)
+
+READ_TASKS = "SELECT external_task_id, version, doc FROM SCHEMA.tasks WHERE external_task_id = ANY ($1)"
+
+# Rows are locked in the order of their ids, so that two groups never wait for each other.
+STORE = """
+WITH given AS (
+    SELECT * FROM unnest(
+        $1::text[], $2::bigint[], $3::text[], $4::text[], $5::text[], $6::bool[], $7::bigint[], $8::text[]
+    ) AS g (external_task_id, version, vendor, task_id, status, is_open, poll_at_ms, doc)
+), locked AS (
+    SELECT t.external_task_id FROM SCHEMA.tasks AS t JOIN given AS g USING (external_task_id)
+    ORDER BY t.external_task_id FOR UPDATE OF t
+), stored AS (
+    UPDATE SCHEMA.tasks AS t SET version = t.version + 1, vendor = g.vendor, task_id = g.task_id, status = g.status,
+        is_open = g.is_open, poll_at_ms = g.poll_at_ms, doc = g.doc
+    FROM given AS g JOIN locked USING (external_task_id)
+    WHERE t.external_task_id = g.external_task_id AND t.version = g.version
+    RETURNING t.external_task_id
+), told AS (
+    INSERT INTO SCHEMA.events (external_task_id, sequence, id, type, time_ms, body)
+    SELECT e.* FROM unnest($9::text[], $10::int[], $11::text[], $12::text[], $13::bigint[], $14::text[])
+        AS e (external_task_id, sequence, id, type, time_ms, body)
+    JOIN stored USING (external_task_id)
+    ORDER BY e.external_task_id, e.sequence
+    RETURNING seq, external_task_id, sequence
+), boxed AS (
+    INSERT INTO SCHEMA.outbox SELECT seq, external_task_id, sequence FROM told
+)
+SELECT external_task_id FROM stored
+"""
+
+INSERT_TASK = """
+INSERT INTO SCHEMA.tasks (external_task_id, vendor, task_id, status, is_open, created_at_ms, poll_at_ms, doc)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT DO NOTHING RETURNING version
+"""
+
+TASKS = """
+SELECT doc FROM SCHEMA.tasks AS t
+WHERE ($1::text IS NULL OR status = $1) AND ($2::text IS NULL OR vendor = $2)
+AND ($3::text IS NULL OR (created_at_ms, external_task_id) <
+    (SELECT created_at_ms, external_task_id FROM SCHEMA.tasks WHERE external_task_id = $3))
+ORDER BY created_at_ms DESC, external_task_id DESC LIMIT $4
+"""
+
+CLAIM_POLLS = """
+UPDATE SCHEMA.tasks SET poll_at_ms = $2 WHERE external_task_id IN (
+    SELECT external_task_id FROM SCHEMA.tasks WHERE poll_at_ms <= $1
+    ORDER BY poll_at_ms LIMIT $3 FOR UPDATE SKIP LOCKED
+) RETURNING doc
+"""
+
+QUARANTINE = """
+INSERT INTO SCHEMA.quarantine AS q VALUES ($1, $2, $3, $4, $5, $6)
+ON CONFLICT (external_task_id, digest) DO UPDATE SET times = q.times + 1, received_at_ms = excluded.received_at_ms
+"""
+
+COUNTS = """
+SELECT 'task.' || status AS name, count(*) FROM SCHEMA.tasks WHERE is_open GROUP BY status
+UNION ALL SELECT 'delivery.due', count(*) FROM SCHEMA.deliveries WHERE state = 'due'
+UNION ALL SELECT 'delivery.dead', count(*) FROM SCHEMA.deliveries WHERE state = 'dead'
+UNION ALL SELECT 'quarantine', count(*) FROM SCHEMA.quarantine
+"""
+
+
+class PostgresLedger:
+    """The `Ledger` protocol on a PostgreSQL schema, which is made and migrated at the first use."""
+
+    def __init__(self, url: str) -> None:
+        self._server = Server(url)
+        self._notices = Notices(self._server)
+        self._fetch = self._server.fetch
+        self._run = self._server.run
+        self._applies: Gather[tuple[str, Decide], Applied] = Gather(self._apply_all, GROUP_MAX)
+        self._settles: Gather[tuple[Delivery, Settlement], bool] = Gather(self._settle_all, GROUP_MAX)
+
+    # -- the one door -------------------------------------------------------------------------
+
+    async def apply(self, external_task_id: str, decide: Decide) -> Applied:
+        return await self._applies.ask((external_task_id, decide))
+
+    async def _apply_all(self, decisions: Sequence[tuple[str, Decide]]) -> list[Outcome]:
+        outcomes: dict[int, Outcome] = {}
+        left = dict(enumerate(decisions))
+        while left:  # each round stores at least what nobody else changed meanwhile
+            try:
+                done = await self._run(partial(self._apply_once, left))
+            except asyncpg.DataError as error:  # one that cannot be stored must not take the others with it
+                if len(decisions) == 1:
+                    return [self._server.unavailable(error)]
+                alone = [await self._apply_all([one]) for one in left.values()]
+                done = {position: answers[0] for position, answers in zip(left, alone, strict=True)}
+            outcomes |= done
+            left = {position: one for position, one in left.items() if position not in done}
+        return [outcomes[position] for position in range(len(decisions))]
+
+    async def _apply_once(self, left: Mapping[int, tuple[str, Decide]], db: Connection) -> dict[int, Outcome]:
+        """Decide, and store; return the outcomes of those tasks that were as they were when they were read."""
+        rows = await db.fetch(self._server.sql(READ_TASKS), list({id for id, _ in left.values()}))
+        tasks = {row["external_task_id"]: _tasks.decode(row["doc"]) for row in rows}
+        versions = {row["external_task_id"]: row["version"] for row in rows}
+        decided = decide_all(tasks, left.values())
+        stale: set[str] = set()
+        if decided.changed:
+            given = [(id, versions[id], *_columns(task)) for id, task in decided.changed.items()]
+            told = [(e.external_task_id, e.sequence, e.id, e.type, e.time_ms, e.body.decode()) for e in decided.events]
+            columns = [*_transposed(given, 8), *_transposed(told, 6)]
+            stored = await db.fetch(self._server.sql(STORE), *columns)
+            stale = set(decided.changed) - {row["external_task_id"] for row in stored}
+            if len(stale) < len(decided.changed):
+                self._notices.changed_here()
+        answers = zip(left.items(), decided.outcomes, strict=True)
+        return {position: outcome for (position, (id, _)), outcome in answers if id not in stale}
+
+    async def reserve(self, task: Task, slots: int | None = None) -> Reserved | None:
+        values = (task.external_task_id, *_columns(task))
+        id, vendor, task_id, status, is_open, poll_at_ms, doc = values
+        row = (id, vendor, task_id, status, is_open, task.created_at_ms, poll_at_ms, doc)
+
+        async def insert(db: Connection) -> Reserved | None:
+            if await db.fetchrow(self._server.sql(INSERT_TASK), *row) is not None:
+                return Reserved(task, is_new=True)
+            return None
+
+        async def insert_if_room(db: Connection) -> Reserved | None:
+            async with db.transaction():
+                await db.execute(
+                    "SELECT pg_advisory_xact_lock(hashtextextended($1, 0))", f"{self._server.channel}/{vendor}"
+                )
+                if await self._open_tasks(db, vendor) >= (slots or 0):
+                    return None
+                return await insert(db)
+
+        async def run(db: Connection) -> Reserved | None:
+            found = await db.fetchrow(self._server.sql(READ_TASKS), [id])
+            if found is None:
+                made = await (insert(db) if slots is None else insert_if_room(db))
+                if made is not None:
+                    return made
+                found = await db.fetchrow(self._server.sql(READ_TASKS), [id])
+            return None if found is None else Reserved(_tasks.decode(found["doc"]), is_new=False)
+
+        reserved = await self._run(run)
+        if reserved is not None and reserved.is_new:
+            self._notices.changed_here()
+        return reserved
+
+    # -- reading ------------------------------------------------------------------------------
+
+    async def get(self, external_task_id: str) -> Task:
+        found = await self.get_many([external_task_id])
+        if not found:
+            raise TaskNotFound(external_task_id)
+        return found[0]
+
+    async def get_many(self, external_task_ids: Sequence[str]) -> list[Task]:
+        return _read_tasks(await self._fetch(READ_TASKS, list(external_task_ids)))
+
+    async def tasks(
+        self, *, status: TaskStatus | None = None, vendor: str | None = None, before_id: str | None = None, limit: int
+    ) -> list[Task]:
+        return _read_tasks(await self._fetch(TASKS, status and status.value, vendor, before_id, limit))
+
+    async def by_task_ids(self, vendor: str, task_ids: Sequence[str]) -> list[Task]:
+        statement = "SELECT doc FROM SCHEMA.tasks WHERE task_id = ANY ($1) AND vendor = $2"
+        return _read_tasks(await self._fetch(statement, list(task_ids), vendor))
+
+    async def open_tasks(self, vendor: str) -> int:
+        return await self._run(lambda db: self._open_tasks(db, vendor))
+
+    async def _open_tasks(self, db: Connection, vendor: str) -> int:
+        statement = self._server.sql("SELECT count(*) FROM SCHEMA.tasks WHERE is_open AND vendor = $1")
+        return int(await db.fetchval(statement, vendor))
+
+    async def events(self, external_task_id: str) -> list[Event]:
+        statement = (
+            "SELECT id AS event_id, type, external_task_id, sequence, time_ms, body FROM SCHEMA.events"
+            " WHERE external_task_id = $1 ORDER BY sequence"
+        )
+        return [_read_event(row) for row in await self._fetch(statement, external_task_id)]
+
+    # -- polls --------------------------------------------------------------------------------
+
+    async def claim_polls(self, now_ms: int, lease_ms: int, limit: int) -> Claimed[Task]:
+        async def run(db: Connection) -> Claimed[Task]:
+            rows = await db.fetch(self._server.sql(CLAIM_POLLS), now_ms, now_ms + lease_ms, limit)
+            statement = "SELECT min(poll_at_ms) FROM SCHEMA.tasks WHERE poll_at_ms IS NOT NULL"
+            return Claimed(_read_tasks(rows), await db.fetchval(self._server.sql(statement)))
+
+        return await self._run(run)
+
+    async def hasten(self, vendor: str, now_ms: int) -> int:
+        rows = await self._fetch(
+            "UPDATE SCHEMA.tasks SET poll_at_ms = least(poll_at_ms, $1)"
+            " WHERE is_open AND vendor = $2 AND task_id IS NOT NULL AND poll_at_ms IS NOT NULL RETURNING 1",
+            now_ms,
+            vendor,
+        )
+        self._notices.changed_here()
+        return len(rows)
+
+    # -- deliveries ---------------------------------------------------------------------------
+
+    async def claim_deliveries(self, routes: Sequence[Route], now_ms: int, lease_ms: int) -> Claimed[Delivery]:
+        async def run(db: Connection) -> Claimed[Delivery]:
+            types = [None if route.events is None else ",".join(sorted(route.events)) for route in routes]
+            hooks, targets = [route.hook for route in routes], [route.target for route in routes]
+            routed = await db.fetchval(self._server.sql(sql.ROUTE), ROUTE_MAX, now_ms, hooks, targets, types)
+            rows = await db.fetch(self._server.sql(sql.CLAIM), *_rooms(routes), now_ms, now_ms + lease_ms)
+            taken = Counter(row["hook"] for row in rows)
+            # Of a hook that got all it has room for, the end of one wakes the caller.
+            waiting = [route for route in routes if taken[route.hook] < route.room]
+            next_due_ms = await db.fetchval(self._server.sql(sql.NEXT_DUE), *_rooms(waiting)) if waiting else None
+            if routed == ROUTE_MAX:  # there may be more
+                next_due_ms = now_ms
+            return Claimed([_read_delivery(row) for row in rows], next_due_ms)
+
+        return await self._run(run)
+
+    async def settle(self, delivery: Delivery, settlement: Settlement) -> bool:
+        held = await self._settles.ask((delivery, settlement))
+        if settlement.disable_target is not None:
+            await self._fetch(sql.DISABLE, delivery.hook, settlement.disable_target, settlement.error)
+        return held
+
+    async def _settle_all(self, settled: Sequence[tuple[Delivery, Settlement]]) -> list[bool]:
+        rows = [(d.id, d.attempts, s.state, s.due_at_ms, s.error) for d, s in settled]
+        held = {row["id"] for row in await self._fetch(sql.SETTLE, *_transposed(rows, 5))}
+        self._notices.changed_here()
+        return [delivery.id in held for delivery, _ in settled]
+
+    async def deliveries(self, *, hook: str | None, state: DeliveryState | None, limit: int) -> list[Delivery]:
+        return [_read_delivery(row) for row in await self._fetch(sql.FIND, hook, state, limit)]
+
+    async def replay(self, hook: str, now_ms: int, external_task_id: str | None = None) -> int:
+        rows = await self._fetch(sql.REPLAY, now_ms, hook, external_task_id)
+        self._notices.changed_here()
+        return len(rows)
+
+    async def pause(self, hook: str, until_ms: int | None, reason: str = "") -> None:
+        if until_ms is None:
+            await self._fetch("DELETE FROM SCHEMA.paused WHERE hook = $1", hook)
+        else:
+            await self._fetch(sql.PAUSE, hook, until_ms, reason)
+
+    async def hook_states(self, routes: Iterable[Route]) -> list[HookState]:
+        pairs = [(route.hook, route.target) for route in routes]
+        found = {row["hook"]: HookState(**row) for row in await self._fetch(sql.HOOK_STATES, *_transposed(pairs, 2))}
+        return [found[hook] for hook, _ in pairs]
+
+    # -- quarantine, counts -------------------------------------------------------------------
+
+    async def quarantine(self, entry: Quarantined) -> None:
+        digest = hashlib.sha256(entry.body).hexdigest()
+        values = (entry.external_task_id, digest, entry.vendor, entry.received_at_ms, entry.reason, entry.body)
+        await self._fetch(QUARANTINE, *values)
+
+    async def quarantined(self, limit: int) -> list[Quarantined]:
+        statement = (
+            "SELECT external_task_id, vendor, received_at_ms, reason, body, times FROM SCHEMA.quarantine"
+            " ORDER BY received_at_ms DESC LIMIT $1"
+        )
+        return [Quarantined(**row) for row in await self._fetch(statement, limit)]
+
+    async def counts(self) -> Mapping[str, int]:
+        return {row["name"]: row["count"] for row in await self._fetch(COUNTS)}
+
+    # -- waiting ------------------------------------------------------------------------------
+
+    def mark(self) -> int:
+        return self._notices.mark
+
+    async def changed(self, mark: int, timeout_s: float | None) -> None:
+        await self._notices.changed(mark, timeout_s)
+
+    async def close(self) -> None:
+        await self._applies.finish()
+        await self._settles.finish()
+        await self._notices.close()
+        await self._server.close()
+
+
+def _columns(task: Task) -> tuple[str, str | None, str, bool, int | None, str]:
+    is_open = task.status not in SETTLED and not task.refused
+    doc = msgspec.json.encode(task).decode()
+    return task.vendor, task.task_id, task.status.value, is_open, task.poll_at_ms, doc
+
+
+def _transposed(rows: Sequence[tuple[Any, ...]], width: int) -> list[list[Any]]:
+    """Return rows as columns, as `unnest` takes them."""
+    return [[row[column] for row in rows] for column in range(width)]
+
+
+def _rooms(routes: Sequence[Route]) -> list[list[Any]]:
+    return _transposed([(route.hook, max(route.room, 0), route.ordered) for route in routes], 3)
+
+
+def _read_tasks(rows: Iterable[asyncpg.Record]) -> list[Task]:
+    return [_tasks.decode(row["doc"]) for row in rows]
+
+
+def _read_event(row: asyncpg.Record) -> Event:
+    body = row["body"].encode()
+    return Event(row["event_id"], row["type"], row["external_task_id"], row["sequence"], row["time_ms"], body)
+
+
+def _read_delivery(row: asyncpg.Record) -> Delivery:
+    return Delivery(
+        row["id"], row["hook"], _read_event(row), row["state"], row["attempts"], row["due_at_ms"], row["last_error"]
+    )
