@@ -16,8 +16,8 @@ from submitter.event import timestamp
 _clock = Clock()
 
 
-CLIENTS = ("aiokafka", "aio_pika", "aiormq", "mqtt")
-"""Clients of buses that log each lost connection. An attempt's outcome says it, once."""
+CLIENTS = ("aiokafka", "aio_pika", "aiormq", "azure", "mqtt")
+"""Clients of buses that log each failure. An attempt's outcome says it, once."""
 
 
 def silence_clients() -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import os
+import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
@@ -38,6 +39,7 @@ from submitter.sandbox.server import free_socket, listening
 from submitter.submit import Submitter
 from submitter.task import TaskStatus
 from submitter.watch import SubmittedTask
+from tests.conformance.brokers import is_listening
 
 # Shared machines are slow now and then: a property is about values, not about time.
 hypothesis.settings.register_profile("relay", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
@@ -229,6 +231,20 @@ async def world(tmp_path: Path, media: Path) -> AsyncIterator[World]:
 async def client() -> AsyncIterator[httpx.AsyncClient]:
     async with httpx.AsyncClient(timeout=10, trust_env=False) as made:
         yield made
+
+
+@pytest.fixture
+async def postgres_url() -> AsyncIterator[str]:
+    """A ledger's URL on a real PostgreSQL, with a schema of this test's own."""
+    import asyncpg
+
+    server = os.environ.get("TEST_POSTGRES_URL", "postgresql://postgres@127.0.0.1:5432/test")
+    needs("PostgreSQL", is_there="TEST_POSTGRES_URL" in os.environ or is_listening(5432))
+    schema = f"relay_{uuid.uuid4().hex[:12]}"
+    yield f"{server}?schema={schema}"
+    db = await asyncpg.connect(server)
+    await db.execute(f'DROP SCHEMA IF EXISTS "{schema}" CASCADE')
+    await db.close()
 
 
 @pytest.fixture(scope="session")

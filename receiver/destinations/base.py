@@ -87,7 +87,8 @@ async def unless(broken: Awaitable[Any], work: Awaitable[T]) -> T:
 
 def failed(error: BaseException, *hidden: str | None) -> Outcome:
     """Return the outcome of an attempt that ended in `error`, with what is secret hidden."""
-    said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    name = type(error).__name__
+    said = f"{name}: {str(error).removeprefix(f'{name}: ')}" if str(error) else name
     for secret in filter(None, hidden):
         said = said.replace(secret, "[hidden]")
     return Outcome(False, said[:500])

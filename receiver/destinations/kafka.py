@@ -108,7 +108,7 @@ def open(hook: Hook, allow_hosts: frozenset[str]) -> KafkaDestination:
     topic = unquote(parts.path.strip("/"))
     if not topic or "/" in topic or not all(server.rpartition(":")[2].isdecimal() for server in servers):
         found = f"{parts.scheme}://{','.join(servers)}{parts.path}"
-        raise wrong(hook, "url", found, SHAPE, "Name brokers (with ports) and topic.")
+        raise wrong(hook, "url", found, SHAPE, "Name brokers and topic.")
     sasl = asked.get("sasl", ["PLAIN"])[0]
     if sasl not in SASL or set(asked) - {"sasl"}:
         raise wrong(hook, "url", f"?{parts.query}", f"?sasl={', '.join(SASL)}", "Choose one of them.")

@@ -83,7 +83,7 @@ def environment(directory: Path) -> dict[str, str]:
         config.write_text("")
     return {
         "KLING_RELAY_CONFIG": str(config),
-        "KLING_RELAY_LEDGER": f"sqlite:///{directory / 'relay.db'}",
+        "KLING_RELAY_LEDGER": os.environ.get("BENCH_LEDGER", f"sqlite:///{directory / 'relay.db'}"),
         "KLING_RELAY_KEYS": f"bench:{KEY}",
         "KLING_RELAY_ALLOW_HOSTS": "127.0.0.1",
         "KLING_WEBHOOK_SECRET": f"whsec_{WEBHOOK}",

@@ -1,10 +1,8 @@
 """PostgreSQL passes the ledgers' suite, and keeps its own promises."""
 
 import asyncio
-import os
 import subprocess
 import sys
-import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -17,30 +15,15 @@ from submitter.ledger import open_ledger
 from submitter.ledger.postgres import PostgresLedger
 from submitter.ledger.postgres_server import read_url
 from submitter.task import Task, TaskStatus, Transition
-from tests.conformance.brokers import is_listening
 from tests.conformance.ledgers import LedgerSuite, Open, report, succeed, task
-from tests.conftest import needs
-
-SERVER = os.environ.get("TEST_POSTGRES_URL", "postgresql://postgres@127.0.0.1:5432/test")
 
 
 @pytest.fixture
-async def schema() -> AsyncIterator[str]:
-    """A schema of this test's own."""
-    needs("PostgreSQL", is_there="TEST_POSTGRES_URL" in os.environ or is_listening(5432))
-    name = f"relay_{uuid.uuid4().hex[:12]}"
-    yield name
-    db = await asyncpg.connect(SERVER)
-    await db.execute(f'DROP SCHEMA IF EXISTS "{name}" CASCADE')
-    await db.close()
-
-
-@pytest.fixture
-async def opened(schema: str) -> AsyncIterator[Open]:
+async def opened(postgres_url: str) -> AsyncIterator[Open]:
     ledgers: list[PostgresLedger] = []
 
     def again() -> PostgresLedger:
-        ledger = open_ledger(f"{SERVER}?schema={schema}")
+        ledger = open_ledger(postgres_url)
         assert isinstance(ledger, PostgresLedger)
         ledgers.append(ledger)
         return ledger
@@ -55,9 +38,14 @@ class TestPostgres(LedgerSuite):
 
 
 @pytest.fixture
-async def db(schema: str) -> AsyncIterator[Any]:
+def schema(postgres_url: str) -> str:
+    return read_url(postgres_url)[1]
+
+
+@pytest.fixture
+async def db(postgres_url: str) -> AsyncIterator[Any]:
     """A connection of this test's own."""
-    connection = await asyncpg.connect(SERVER)
+    connection = await asyncpg.connect(read_url(postgres_url)[0])
     yield connection
     await connection.close()
 
@@ -139,7 +127,7 @@ async def test_another_process_is_woken_by_a_notice(opened: Open) -> None:
     pytest.fail("no notice came")
 
 
-async def test_what_was_answered_survives_a_kill(schema: str, opened: Open) -> None:
+async def test_what_was_answered_survives_a_kill(postgres_url: str, opened: Open) -> None:
     """A process writes, says what was answered, and is killed by SIGKILL in the middle of more."""
     script = """
 import asyncio, sys
@@ -156,7 +144,7 @@ asyncio.run(main())
 """
     root = Path(__file__).parents[2]
     process = subprocess.Popen(
-        [sys.executable, "-c", script, f"{SERVER}?schema={schema}"], cwd=root, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", script, postgres_url], cwd=root, stdout=subprocess.PIPE, text=True
     )
     assert process.stdout is not None
     answered = [process.stdout.readline().strip() for _ in range(120)]
