@@ -1,10 +1,10 @@
-"""The ledger in PostgreSQL: `postgresql://user:password@host/database?schema=kling_relay`.
+"""The ledger in PostgreSQL: `postgresql://user:password@host/database?schema=kling_relay&pooler=transaction`.
 
 Reports that arrive together are applied together: one statement reads their tasks, one stores
 what was decided, with its events. A task that somebody else changed in between is told by its
-version, and decided on again. Nothing outlives its statement or transaction (no session's
-settings, no named statement), so a transaction pooler may stand between; waiting for changes is
-LISTEN, and, where a pooler swallows that, a look every second.
+version, and decided on again. Nothing outlives its statement or transaction, but prepared
+statements, which `pooler=transaction` does without. Waiting for changes is LISTEN, and, where a
+pooler swallows that, a look every second.
 """
 
 import hashlib

@@ -13,12 +13,14 @@ from submitter.errors import InvalidSettings, LedgerUnavailable, Problem
 
 CONNECTIONS = 4
 TIMEOUT_S = 30
+STATEMENTS = 100
 TRIES = 3  # of what a deadlock or a serialization failure undid
 WATCH_S = 1.0  # how soon another process's commit is seen where no notice of it comes
 NOTIFY_EVERY_S = 0.01  # a notice is cheap for its sender, and wakes every process
 SCHEMA = "kling_relay"
 
 BROKEN = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError)
+POOLED = (asyncpg.InvalidSQLStatementNameError, asyncpg.DuplicatePreparedStatementError)
 UNDONE = (asyncpg.DeadlockDetectedError, asyncpg.SerializationError)
 
 T = TypeVar("T")
@@ -29,7 +31,7 @@ class Server:
     """A schema on a server. Connected to, made and migrated at its first use."""
 
     def __init__(self, url: str) -> None:
-        self.url, self.schema = read_url(url)
+        self.url, self.schema, self.statements = read_url(url)
         self.channel = f"kling_relay_{self.schema}"
         self._host = urlsplit(self.url).hostname or "its socket"
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
@@ -66,6 +68,8 @@ class Server:
     def unavailable(self, error: BaseException) -> LedgerUnavailable:
         """Return the error of a server that does not answer."""
         said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        if isinstance(error, POOLED):
+            said = "a pooler lost a prepared statement: add ?pooler=transaction to KLING_RELAY_LEDGER"
         return LedgerUnavailable(f"the ledger at {self._host} does not answer: {said}")
 
     async def close(self) -> None:
@@ -86,7 +90,8 @@ class Server:
                         max_size=CONNECTIONS,
                         timeout=TIMEOUT_S,
                         command_timeout=TIMEOUT_S,
-                        statement_cache_size=0,  # a transaction pooler keeps no session's statements
+                        statement_cache_size=self.statements,
+                        reset=_leave_as_it_is,
                     )
                     try:
                         await self._migrate(pool)
@@ -171,7 +176,7 @@ class Notices:
         if self._listener is not None and not self._listener.is_closed():
             return
         try:
-            self._listener = await asyncpg.connect(self._server.url, timeout=TIMEOUT_S, statement_cache_size=0)
+            self._listener = await asyncpg.connect(self._server.url, timeout=TIMEOUT_S)
             await self._listener.add_listener(self._server.channel, lambda *_: self._wake())
         except BROKEN as error:
             raise self._server.unavailable(error) from error
@@ -183,16 +188,27 @@ class Notices:
         self._changed = asyncio.Event()
 
 
-def read_url(url: str) -> tuple[str, str]:
-    """Return the URL as PostgreSQL's clients know it, and the schema that it names; raise InvalidSettings."""
+def read_url(url: str) -> tuple[str, str, int]:
+    """Return the URL as PostgreSQL's clients know it, its schema, and how many statements a connection keeps.
+
+    Behind a pooler that gives each transaction another connection it keeps none. Raises InvalidSettings.
+    """
     parts = urlsplit(url)
     asked = parse_qsl(parts.query, keep_blank_values=True)
     schema = dict(asked).get("schema", SCHEMA)
     if not re.fullmatch(r"[a-z_][a-z0-9_]{0,40}", schema):
         problem = Problem("KLING_RELAY_LEDGER", f"schema {schema!r}", "a-z 0-9 _, at most 41", "Mend ?schema=...")
         raise InvalidSettings([problem])
-    rest = urlencode([(name, value) for name, value in asked if name != "schema"])
-    return urlunsplit(parts._replace(query=rest)), schema
+    pooler = dict(asked).get("pooler", "none")
+    if pooler not in ("none", "transaction"):
+        problem = Problem("KLING_RELAY_LEDGER", f"pooler {pooler!r}", "none or transaction", "Mend ?pooler=...")
+        raise InvalidSettings([problem])
+    rest = urlencode([(name, value) for name, value in asked if name not in ("schema", "pooler")])
+    return urlunsplit(parts._replace(query=rest)), schema, STATEMENTS if pooler == "none" else 0
+
+
+async def _leave_as_it_is(db: Connection) -> None:
+    """Save the round trip by which a pool cleans a connection: nothing here outlives its statement."""
 
 
 async def close(it: Any) -> None:

@@ -18,12 +18,11 @@ from submitter.task import Task, TaskStatus, Transition
 from tests.conformance.ledgers import LedgerSuite, Open, report, succeed, task
 
 
-@pytest.fixture
-async def opened(postgres_url: str) -> AsyncIterator[Open]:
+async def opening(url: str) -> AsyncIterator[Open]:
     ledgers: list[PostgresLedger] = []
 
     def again() -> PostgresLedger:
-        ledger = open_ledger(postgres_url)
+        ledger = open_ledger(url)
         assert isinstance(ledger, PostgresLedger)
         ledgers.append(ledger)
         return ledger
@@ -33,8 +32,19 @@ async def opened(postgres_url: str) -> AsyncIterator[Open]:
         await ledger.close()
 
 
+@pytest.fixture
+async def opened(postgres_url: str) -> AsyncIterator[Open]:
+    async for again in opening(postgres_url):
+        yield again
+
+
 class TestPostgres(LedgerSuite):
-    """The suite, on a real server."""
+    """The suite, on a real server, with prepared statements and as behind a pooler."""
+
+    @pytest.fixture(params=["", "&pooler=transaction"])
+    async def opened(self, request: pytest.FixtureRequest, postgres_url: str) -> AsyncIterator[Open]:
+        async for again in opening(postgres_url + request.param):
+            yield again
 
 
 @pytest.fixture
@@ -183,8 +193,10 @@ async def test_a_server_that_is_not_there_is_told_without_the_password() -> None
     await ledger.close()
 
 
-def test_the_url_names_the_schema() -> None:
-    assert read_url("postgresql://h/d?sslmode=require") == ("postgresql://h/d?sslmode=require", "kling_relay")
-    assert read_url("postgresql://h/d?schema=mine&sslmode=require") == ("postgresql://h/d?sslmode=require", "mine")
-    with pytest.raises(InvalidSettings, match=r"Mend \?schema="):
-        read_url('postgresql://h/d?schema=x"; DROP')
+def test_the_url_names_schema_and_pooler() -> None:
+    assert read_url("postgresql://h/d?sslmode=require") == ("postgresql://h/d?sslmode=require", "kling_relay", 100)
+    pooled = read_url("postgresql://h/d?schema=mine&sslmode=require&pooler=transaction")
+    assert pooled == ("postgresql://h/d?sslmode=require", "mine", 0)
+    for query, remedy in (('schema=x"; DROP', r"Mend \?schema="), ("pooler=session", r"Mend \?pooler=")):
+        with pytest.raises(InvalidSettings, match=remedy):
+            read_url(f"postgresql://h/d?{query}")
