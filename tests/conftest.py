@@ -233,9 +233,8 @@ async def client() -> AsyncIterator[httpx.AsyncClient]:
         yield made
 
 
-@pytest.fixture
-async def postgres_url() -> AsyncIterator[str]:
-    """A ledger's URL on a real PostgreSQL, with a schema of this test's own."""
+async def postgres_schema() -> AsyncIterator[str]:
+    """Give a ledger's URL on a real PostgreSQL, with a schema of its own."""
     import asyncpg
 
     server = os.environ.get("TEST_POSTGRES_URL", "postgresql://postgres@127.0.0.1:5432/test")
@@ -245,6 +244,10 @@ async def postgres_url() -> AsyncIterator[str]:
     db = await asyncpg.connect(server)
     await db.execute(f'DROP SCHEMA IF EXISTS "{schema}" CASCADE')
     await db.close()
+
+
+postgres_url = pytest.fixture(postgres_schema, name="postgres_url")
+another_postgres_url = pytest.fixture(postgres_schema, name="another_postgres_url")
 
 
 @pytest.fixture(scope="session")

@@ -102,6 +102,26 @@ class Quarantined(msgspec.Struct, frozen=True):
     times: int = 1
 
 
+class Record(msgspec.Struct, frozen=True):
+    """A task with everything that hangs on it, as it moves from one ledger to another.
+
+    `poll_at_ms` is when it is asked about next. The deliveries' ids are each ledger's own: 0 here.
+    """
+
+    task: Task
+    poll_at_ms: int | None
+    events: list[Event]
+    deliveries: list[Delivery]
+
+
+class Disabled(msgspec.Struct, frozen=True):
+    """A hook whose target said that it is gone, and how."""
+
+    hook: str
+    target: str
+    reason: str
+
+
 class Ledger(Protocol):
     """The protocol. Every method raises LedgerUnavailable when the engine cannot answer."""
 
@@ -190,6 +210,33 @@ class Ledger(Protocol):
 
     async def quarantined(self, limit: int) -> list[Quarantined]:
         """Return what is in quarantine, the newest first."""
+        ...
+
+    async def records(self, after_id: str | None, limit: int) -> list[Record]:
+        """Return tasks with all that hangs on them, by their ids; `after_id` continues behind that task.
+
+        Of an event that no hook was given yet, nothing tells: give it to them first (`claim_deliveries`).
+        """
+        ...
+
+    async def load(self, records: Sequence[Record]) -> None:
+        """Store what another ledger's `records` returned, as one transaction. For a ledger that nobody uses."""
+        ...
+
+    async def disabled(self) -> list[Disabled]:
+        """Return the hooks that are disabled."""
+        ...
+
+    async def disable(self, entry: Disabled) -> None:
+        """Note that a hook is disabled."""
+        ...
+
+    async def prune(self, before_ms: int, limit: int) -> int:
+        """Delete up to `limit` tasks that have ended and were not updated since `before_ms`; return how many.
+
+        Their events and deliveries go with them, and what quarantine keeps of that time. A task with
+        an event still on its way to a hook stays.
+        """
         ...
 
     async def counts(self) -> Mapping[str, int]:

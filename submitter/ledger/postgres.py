@@ -8,37 +8,48 @@ pooler swallows that, a look every second.
 """
 
 import hashlib
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any
 
 import asyncpg
-import msgspec
 
 from submitter.errors import TaskNotFound
 from submitter.event import Event
 from submitter.gather import Gather
 from submitter.ledger import postgres_deliveries as sql
+from submitter.ledger import postgres_records as whole
 from submitter.ledger.base import (
     Applied,
     Claimed,
     Delivery,
     DeliveryState,
+    Disabled,
     HookState,
     Quarantined,
+    Record,
     Reserved,
     Route,
     Settlement,
 )
 from submitter.ledger.decided import Outcome, decide_all
+from submitter.ledger.postgres_rows import (
+    columns_of,
+    event_row,
+    read_delivery,
+    read_event,
+    read_task,
+    read_tasks,
+    record_rows,
+    rooms,
+    transposed,
+)
 from submitter.ledger.postgres_server import Connection, Notices, Server
-from submitter.task import SETTLED, Decide, Task, TaskStatus
+from submitter.task import Decide, Task, TaskStatus
 
 GROUP_MAX = 512
 ROUTE_MAX = 1000
 
-_tasks = msgspec.json.Decoder(Task)
 
 READ_TASKS = "SELECT external_task_id, version, doc FROM SCHEMA.tasks WHERE external_task_id = ANY ($1)"
 
@@ -137,14 +148,13 @@ class PostgresLedger:
     async def _apply_once(self, left: Mapping[int, tuple[str, Decide]], db: Connection) -> dict[int, Outcome]:
         """Decide, and store; return the outcomes of those tasks that were as they were when they were read."""
         rows = await db.fetch(self._server.sql(READ_TASKS), list({id for id, _ in left.values()}))
-        tasks = {row["external_task_id"]: _tasks.decode(row["doc"]) for row in rows}
+        tasks = {row["external_task_id"]: read_task(row) for row in rows}
         versions = {row["external_task_id"]: row["version"] for row in rows}
         decided = decide_all(tasks, left.values())
         stale: set[str] = set()
         if decided.changed:
-            given = [(id, versions[id], *_columns(task)) for id, task in decided.changed.items()]
-            told = [(e.external_task_id, e.sequence, e.id, e.type, e.time_ms, e.body.decode()) for e in decided.events]
-            columns = [*_transposed(given, 8), *_transposed(told, 6)]
+            given = [(id, versions[id], *columns_of(task)) for id, task in decided.changed.items()]
+            columns = [*transposed(given, 8), *transposed([event_row(event) for event in decided.events], 6)]
             stored = await db.fetch(self._server.sql(STORE), *columns)
             stale = set(decided.changed) - {row["external_task_id"] for row in stored}
             if len(stale) < len(decided.changed):
@@ -153,7 +163,7 @@ class PostgresLedger:
         return {position: outcome for (position, (id, _)), outcome in answers if id not in stale}
 
     async def reserve(self, task: Task, slots: int | None = None) -> Reserved | None:
-        values = (task.external_task_id, *_columns(task))
+        values = (task.external_task_id, *columns_of(task))
         id, vendor, task_id, status, is_open, poll_at_ms, doc = values
         row = (id, vendor, task_id, status, is_open, task.created_at_ms, poll_at_ms, doc)
 
@@ -178,7 +188,7 @@ class PostgresLedger:
                 if made is not None:
                     return made
                 found = await db.fetchrow(self._server.sql(READ_TASKS), [id])
-            return None if found is None else Reserved(_tasks.decode(found["doc"]), is_new=False)
+            return None if found is None else Reserved(read_task(found), is_new=False)
 
         reserved = await self._run(run)
         if reserved is not None and reserved.is_new:
@@ -194,16 +204,16 @@ class PostgresLedger:
         return found[0]
 
     async def get_many(self, external_task_ids: Sequence[str]) -> list[Task]:
-        return _read_tasks(await self._fetch(READ_TASKS, list(external_task_ids)))
+        return read_tasks(await self._fetch(READ_TASKS, list(external_task_ids)))
 
     async def tasks(
         self, *, status: TaskStatus | None = None, vendor: str | None = None, before_id: str | None = None, limit: int
     ) -> list[Task]:
-        return _read_tasks(await self._fetch(TASKS, status and status.value, vendor, before_id, limit))
+        return read_tasks(await self._fetch(TASKS, status and status.value, vendor, before_id, limit))
 
     async def by_task_ids(self, vendor: str, task_ids: Sequence[str]) -> list[Task]:
         statement = "SELECT doc FROM SCHEMA.tasks WHERE task_id = ANY ($1) AND vendor = $2"
-        return _read_tasks(await self._fetch(statement, list(task_ids), vendor))
+        return read_tasks(await self._fetch(statement, list(task_ids), vendor))
 
     async def open_tasks(self, vendor: str) -> int:
         return await self._run(lambda db: self._open_tasks(db, vendor))
@@ -217,7 +227,7 @@ class PostgresLedger:
             "SELECT id AS event_id, type, external_task_id, sequence, time_ms, body FROM SCHEMA.events"
             " WHERE external_task_id = $1 ORDER BY sequence"
         )
-        return [_read_event(row) for row in await self._fetch(statement, external_task_id)]
+        return [read_event(row) for row in await self._fetch(statement, external_task_id)]
 
     # -- polls --------------------------------------------------------------------------------
 
@@ -225,7 +235,7 @@ class PostgresLedger:
         async def run(db: Connection) -> Claimed[Task]:
             rows = await db.fetch(self._server.sql(CLAIM_POLLS), now_ms, now_ms + lease_ms, limit)
             statement = "SELECT min(poll_at_ms) FROM SCHEMA.tasks WHERE poll_at_ms IS NOT NULL"
-            return Claimed(_read_tasks(rows), await db.fetchval(self._server.sql(statement)))
+            return Claimed(read_tasks(rows), await db.fetchval(self._server.sql(statement)))
 
         return await self._run(run)
 
@@ -246,14 +256,14 @@ class PostgresLedger:
             types = [None if route.events is None else ",".join(sorted(route.events)) for route in routes]
             hooks, targets = [route.hook for route in routes], [route.target for route in routes]
             routed = await db.fetchval(self._server.sql(sql.ROUTE), ROUTE_MAX, now_ms, hooks, targets, types)
-            rows = await db.fetch(self._server.sql(sql.CLAIM), *_rooms(routes), now_ms, now_ms + lease_ms)
+            rows = await db.fetch(self._server.sql(sql.CLAIM), *rooms(routes), now_ms, now_ms + lease_ms)
             taken = Counter(row["hook"] for row in rows)
             # Of a hook that got all it has room for, the end of one wakes the caller.
             waiting = [route for route in routes if taken[route.hook] < route.room]
-            next_due_ms = await db.fetchval(self._server.sql(sql.NEXT_DUE), *_rooms(waiting)) if waiting else None
+            next_due_ms = await db.fetchval(self._server.sql(sql.NEXT_DUE), *rooms(waiting)) if waiting else None
             if routed == ROUTE_MAX:  # there may be more
                 next_due_ms = now_ms
-            return Claimed([_read_delivery(row) for row in rows], next_due_ms)
+            return Claimed([read_delivery(row) for row in rows], next_due_ms)
 
         return await self._run(run)
 
@@ -265,12 +275,12 @@ class PostgresLedger:
 
     async def _settle_all(self, settled: Sequence[tuple[Delivery, Settlement]]) -> list[bool]:
         rows = [(d.id, d.attempts, s.state, s.due_at_ms, s.error) for d, s in settled]
-        held = {row["id"] for row in await self._fetch(sql.SETTLE, *_transposed(rows, 5))}
+        held = {row["id"] for row in await self._fetch(sql.SETTLE, *transposed(rows, 5))}
         self._notices.changed_here()
         return [delivery.id in held for delivery, _ in settled]
 
     async def deliveries(self, *, hook: str | None, state: DeliveryState | None, limit: int) -> list[Delivery]:
-        return [_read_delivery(row) for row in await self._fetch(sql.FIND, hook, state, limit)]
+        return [read_delivery(row) for row in await self._fetch(sql.FIND, hook, state, limit)]
 
     async def replay(self, hook: str, now_ms: int, external_task_id: str | None = None) -> int:
         rows = await self._fetch(sql.REPLAY, now_ms, hook, external_task_id)
@@ -285,7 +295,7 @@ class PostgresLedger:
 
     async def hook_states(self, routes: Iterable[Route]) -> list[HookState]:
         pairs = [(route.hook, route.target) for route in routes]
-        found = {row["hook"]: HookState(**row) for row in await self._fetch(sql.HOOK_STATES, *_transposed(pairs, 2))}
+        found = {row["hook"]: HookState(**row) for row in await self._fetch(sql.HOOK_STATES, *transposed(pairs, 2))}
         return [found[hook] for hook, _ in pairs]
 
     # -- quarantine, counts -------------------------------------------------------------------
@@ -301,6 +311,40 @@ class PostgresLedger:
             " ORDER BY received_at_ms DESC LIMIT $1"
         )
         return [Quarantined(**row) for row in await self._fetch(statement, limit)]
+
+    # -- whole records ------------------------------------------------------------------------
+
+    async def records(self, after_id: str | None, limit: int) -> list[Record]:
+        rows = await self._fetch(whole.TASKS, after_id, limit)
+        ids = [row["external_task_id"] for row in rows]
+        events, deliveries = defaultdict(list), defaultdict(list)
+        for row in await self._fetch(whole.EVENTS, ids):
+            events[row["external_task_id"]].append(read_event(row))
+        for row in await self._fetch(whole.DELIVERIES, ids):
+            deliveries[row["external_task_id"]].append(read_delivery(row))
+        tasks = {task.external_task_id: task for task in read_tasks(rows)}
+        due = {row["external_task_id"]: row["poll_at_ms"] for row in rows}
+        return [Record(tasks[id], due[id], events[id], deliveries[id]) for id in ids]
+
+    async def load(self, records: Sequence[Record]) -> None:
+        tasks, events, deliveries = record_rows(records)
+
+        async def run(db: Connection) -> None:
+            async with db.transaction():
+                await db.execute(self._server.sql(whole.LOAD_TASKS), *transposed(tasks, 8))
+                await db.execute(self._server.sql(whole.LOAD_EVENTS), *transposed(events, 6))
+                await db.execute(self._server.sql(whole.LOAD_DELIVERIES), *transposed(deliveries, 7))
+
+        await self._run(run)
+
+    async def disabled(self) -> list[Disabled]:
+        return [Disabled(**row) for row in await self._fetch("SELECT * FROM SCHEMA.disabled ORDER BY hook")]
+
+    async def disable(self, entry: Disabled) -> None:
+        await self._fetch(sql.NOTE_DISABLED, entry.hook, entry.target, entry.reason)
+
+    async def prune(self, before_ms: int, limit: int) -> int:
+        return int((await self._fetch(whole.PRUNE, before_ms, limit))[0]["count"])
 
     async def counts(self) -> Mapping[str, int]:
         return {row["name"]: row["count"] for row in await self._fetch(COUNTS)}
@@ -318,33 +362,3 @@ class PostgresLedger:
         await self._settles.finish()
         await self._notices.close()
         await self._server.close()
-
-
-def _columns(task: Task) -> tuple[str, str | None, str, bool, int | None, str]:
-    is_open = task.status not in SETTLED and not task.refused
-    doc = msgspec.json.encode(task).decode()
-    return task.vendor, task.task_id, task.status.value, is_open, task.poll_at_ms, doc
-
-
-def _transposed(rows: Sequence[tuple[Any, ...]], width: int) -> list[list[Any]]:
-    """Return rows as columns, as `unnest` takes them."""
-    return [[row[column] for row in rows] for column in range(width)]
-
-
-def _rooms(routes: Sequence[Route]) -> list[list[Any]]:
-    return _transposed([(route.hook, max(route.room, 0), route.ordered) for route in routes], 3)
-
-
-def _read_tasks(rows: Iterable[asyncpg.Record]) -> list[Task]:
-    return [_tasks.decode(row["doc"]) for row in rows]
-
-
-def _read_event(row: asyncpg.Record) -> Event:
-    body = row["body"].encode()
-    return Event(row["event_id"], row["type"], row["external_task_id"], row["sequence"], row["time_ms"], body)
-
-
-def _read_delivery(row: asyncpg.Record) -> Delivery:
-    return Delivery(
-        row["id"], row["hook"], _read_event(row), row["state"], row["attempts"], row["due_at_ms"], row["last_error"]
-    )

@@ -77,11 +77,14 @@ RETURNING d.id
 """
 
 # $1 the hook, $2 its target, $3 the reason
-DISABLE = """
-WITH noted AS (
-    INSERT INTO SCHEMA.disabled VALUES ($1, $2, $3)
-    ON CONFLICT (hook) DO UPDATE SET target = excluded.target, reason = excluded.reason
-)
+NOTE_DISABLED = """
+INSERT INTO SCHEMA.disabled VALUES ($1, $2, $3)
+ON CONFLICT (hook) DO UPDATE SET target = excluded.target, reason = excluded.reason
+"""
+
+# $1 the hook, $2 its target, $3 the reason
+DISABLE = f"""
+WITH noted AS ({NOTE_DISABLED})
 UPDATE SCHEMA.deliveries SET state = 'dead', last_error = 'hook disabled: ' || $3 WHERE hook = $1 AND state = 'due'
 """
 

@@ -20,14 +20,16 @@ import msgspec
 
 from submitter.errors import LedgerUnavailable, TaskNotFound
 from submitter.event import Event
-from submitter.ledger import sqlite_deliveries
+from submitter.ledger import sqlite_deliveries, sqlite_records
 from submitter.ledger.base import (
     Applied,
     Claimed,
     Delivery,
     DeliveryState,
+    Disabled,
     HookState,
     Quarantined,
+    Record,
     Reserved,
     Route,
     Settlement,
@@ -95,13 +97,7 @@ class SqliteLedger:
                 return Reserved(_tasks.decode(row[0]), is_new=False)
             if slots is not None and _open_tasks(db, task.vendor) >= slots:
                 return None
-            id, status, is_open, poll_at_ms, doc = _columns(task)
-            db.execute(
-                "INSERT INTO tasks"
-                " (external_task_id, vendor, task_id, status, is_open, created_at_ms, poll_at_ms, doc)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                (id, task.vendor, task.task_id, status, is_open, task.created_at_ms, poll_at_ms, doc),
-            )
+            _insert(db, task, task.poll_at_ms)
             return Reserved(task, is_new=True)
 
         return await self._write(run)
@@ -223,6 +219,30 @@ class SqliteLedger:
             " ORDER BY received_at_ms DESC LIMIT ?"
         )
         return await self._read(lambda db: [Quarantined(*row) for row in db.execute(sql, (limit,))])
+
+    # -- whole records ------------------------------------------------------------------------
+
+    async def records(self, after_id: str | None, limit: int) -> list[Record]:
+        return await self._read(lambda db: sqlite_records.read(db, after_id, limit))
+
+    async def load(self, records: Sequence[Record]) -> None:
+        def run(db: sqlite3.Connection) -> None:
+            for record in records:
+                _insert(db, record.task, record.poll_at_ms)
+            sqlite_records.write_events(db, records)
+
+        await self._write(run)
+
+    async def disabled(self) -> list[Disabled]:
+        sql = "SELECT hook, target, reason FROM disabled ORDER BY hook"
+        return await self._read(lambda db: [Disabled(*row) for row in db.execute(sql)])
+
+    async def disable(self, entry: Disabled) -> None:
+        row = (entry.hook, entry.target, entry.reason)
+        await self._write(lambda db: db.execute("INSERT OR REPLACE INTO disabled VALUES (?, ?, ?)", row))
+
+    async def prune(self, before_ms: int, limit: int) -> int:
+        return await self._write(lambda db: sqlite_records.prune(db, before_ms, limit))
 
     async def counts(self) -> Mapping[str, int]:
         def run(db: sqlite3.Connection) -> dict[str, int]:
@@ -351,6 +371,15 @@ def _execute_rows(db: sqlite3.Connection, sql: str, rows: Sequence[tuple[Any, ..
         chunk = rows[start : start + ROWS_PER_STEP]
         row = f"({', '.join('?' * len(chunk[0]))})"
         db.execute(sql.format(rows=", ".join([row] * len(chunk))), [value for values in chunk for value in values])
+
+
+def _insert(db: sqlite3.Connection, task: Task, poll_at_ms: int | None) -> None:
+    id, status, is_open, _, doc = _columns(task)
+    db.execute(
+        "INSERT INTO tasks (external_task_id, vendor, task_id, status, is_open, created_at_ms, poll_at_ms, doc)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        (id, task.vendor, task.task_id, status, is_open, task.created_at_ms, poll_at_ms, doc),
+    )
 
 
 def _columns(task: Task) -> tuple[str, str, int, int | None, str]:

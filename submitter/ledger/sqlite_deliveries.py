@@ -75,7 +75,7 @@ def find(db: sqlite3.Connection, hook: str | None, state: DeliveryState | None, 
         f"{SELECT_DELIVERIES} WHERE (?1 IS NULL OR d.hook = ?1) AND (?2 IS NULL OR d.state = ?2)"
         " ORDER BY d.id DESC LIMIT ?3"
     )
-    return [_delivery(row) for row in db.execute(sql, (hook, state, limit))]
+    return [read_delivery(row) for row in db.execute(sql, (hook, state, limit))]
 
 
 def replay(db: sqlite3.Connection, hook: str, now_ms: int, external_task_id: str | None) -> int:
@@ -121,7 +121,8 @@ def read_event(row: Sequence[Any]) -> Event:
     return Event(id, type, external_task_id, sequence, time_ms, body.encode())
 
 
-def _delivery(row: Sequence[Any]) -> Delivery:
+def read_delivery(row: Sequence[Any]) -> Delivery:
+    """Return a delivery from a row of SELECT_DELIVERIES."""
     id, hook, state, attempts, due_at_ms, last_error = row[:6]
     return Delivery(id, hook, read_event(row[6:]), state, attempts, due_at_ms, last_error)
 
@@ -169,4 +170,4 @@ def _claim(db: sqlite3.Connection, route: Route, now_ms: int, lease_ms: int) -> 
         "UPDATE deliveries SET attempts = attempts + 1, due_at_ms = ? WHERE id IN (SELECT value FROM json_each(?))",
         (now_ms + lease_ms, ids),
     )
-    return [msgspec.structs.replace(_delivery(row), attempts=row[3] + 1) for row in rows]
+    return [msgspec.structs.replace(read_delivery(row), attempts=row[3] + 1) for row in rows]

@@ -1,6 +1,7 @@
-"""What every ledger must do. An implementation's test is a subclass with one fixture, `opened`.
+"""What every ledger must do. An implementation's test is a subclass with two fixtures, `opened` and `empty`.
 
 `opened` returns a function that opens the ledger again: another process's view of the same store.
+`empty` returns one that opens another store.
 """
 
 import asyncio
@@ -12,7 +13,7 @@ import msgspec
 import pytest
 
 from submitter.errors import TaskNotFound, UrlUnknown
-from submitter.ledger.base import Delivery, Ledger, Quarantined, Route, Settlement
+from submitter.ledger.base import Delivery, Disabled, Ledger, Quarantined, Record, Route, Settlement
 from submitter.schedule import Backoff, Patience
 from submitter.task import Diverted, Doubted, Report, Sending, Task, TaskStatus, Transition, Unheard, transition
 
@@ -275,6 +276,55 @@ class LedgerSuite:
             await ledger.quarantine(Quarantined("a", "kling", NOW, "unknown status", body))
         kept = {entry.body: entry.times for entry in await ledger.quarantined(10)}
         assert kept == {b"\xff\x00": 1, b"{}": 2}
+
+    async def test_whole_records_are_paged_and_loaded_into_an_empty_ledger(
+        self, opened: Open, empty: Callable[[], Ledger]
+    ) -> None:
+        ledger, other = opened(), empty()
+        for i in range(5):
+            await succeed(ledger, f"t{i}")
+        await ledger.reserve(task("unsent", metadata={"a": "ü 猫"}))
+        ends = Route("ends", frozenset({"task.succeed"}), "t2", 100)
+        claimed = (await ledger.claim_deliveries([ALL, ends], NOW, 1000)).items
+        await ledger.settle(claimed[0], Settlement("done"))
+        await ledger.settle(claimed[1], Settlement("dead", error="HTTP 500"))
+        await ledger.claim_polls(NOW + 2000, 5000, 1)  # a lease moves too
+        pages: list[Record] = []
+        while page := await ledger.records(pages[-1].task.external_task_id if pages else None, 4):
+            pages.extend(page)
+            await other.load(page)
+        assert [record.task.external_task_id for record in pages] == ["t0", "t1", "t2", "t3", "t4", "unsent"]
+        assert await other.records(None, 100) == pages
+        assert sum(len(record.deliveries) for record in pages) == 15
+        again = (await other.claim_deliveries([ALL, ends], NOW + 1000, 1000)).items
+        assert len(again) == 13  # without the one that is done and the one that is dead; none is made anew
+        await other.apply("unsent", report(TaskStatus.SUBMITTED))
+        assert len((await other.claim_deliveries([ALL], NOW + 1000, 1000)).items) == 1
+
+    async def test_a_disabled_hook_can_be_noted(self, opened: Open) -> None:
+        ledger, other = opened(), opened()
+        for reason in ("HTTP 410", "gone"):
+            await ledger.disable(Disabled("all", "t1", reason))
+        assert await other.disabled() == [Disabled("all", "t1", "gone")]
+        assert (await other.hook_states([ALL]))[0].disabled == "gone"
+
+    async def test_pruning_takes_what_ended_long_ago_and_nothing_that_is_on_its_way(self, opened: Open) -> None:
+        ledger = opened()
+        for id in ("told", "telling"):
+            await succeed(ledger, id)
+        await ledger.reserve(task("open"))
+        await ledger.quarantine(Quarantined("told", "kling", NOW - 1, "unknown status", b"{}"))
+        for found in (await ledger.claim_deliveries([ALL], NOW, 1000)).items:
+            if found.event.external_task_id == "told":
+                await ledger.settle(found, Settlement("done"))
+        await succeed(ledger, "unrouted")
+        assert await ledger.prune(NOW, 10) == 0  # updated at NOW, and not before
+        assert await ledger.prune(NOW + 1, 10) == 1
+        left = sorted(record.task.external_task_id for record in await ledger.records(None, 10))
+        assert left == ["open", "telling", "unrouted"]
+        assert await ledger.events("told") == []
+        assert await ledger.quarantined(10) == []
+        assert len(await ledger.deliveries(hook=None, state=None, limit=10)) == 2
 
     async def test_counts_are_of_what_is_open(self, opened: Open) -> None:
         ledger = opened()

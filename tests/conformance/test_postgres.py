@@ -33,6 +33,12 @@ async def opening(url: str) -> AsyncIterator[Open]:
 
 
 @pytest.fixture
+async def empty(another_postgres_url: str) -> AsyncIterator[Open]:
+    async for again in opening(another_postgres_url):
+        yield again
+
+
+@pytest.fixture
 async def opened(postgres_url: str) -> AsyncIterator[Open]:
     async for again in opening(postgres_url):
         yield again

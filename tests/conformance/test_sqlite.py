@@ -29,6 +29,13 @@ async def opened(tmp_path: Path) -> AsyncIterator[Open]:
         await ledger.close()
 
 
+@pytest.fixture
+async def empty(tmp_path: Path) -> AsyncIterator[Open]:
+    ledger = SqliteLedger(tmp_path / "other.db")
+    yield lambda: ledger
+    await ledger.close()
+
+
 class TestSqlite(LedgerSuite):
     """The suite, on a real file."""
 

@@ -1,0 +1,81 @@
+"""Whole records in SQLite: to copy a ledger, and to prune it. Each function runs inside the ledger's transaction."""
+
+import sqlite3
+from collections import defaultdict
+from collections.abc import Sequence
+
+import msgspec
+
+from submitter.ledger.base import Delivery, Record
+from submitter.ledger.sqlite_deliveries import SELECT_DELIVERIES, read_delivery, read_event
+from submitter.task import SETTLED, Task
+
+IN = "(SELECT value FROM json_each(?))"
+
+# Tasks that have ended, were not updated since, and of which nothing is on its way to a hook.
+PRUNABLE = f"""
+SELECT external_task_id FROM tasks AS t
+WHERE is_open = 0 AND status IN ({", ".join(f"'{status.value}'" for status in sorted(SETTLED))})
+AND json_extract(doc, '$.updated_at_ms') < ?
+AND NOT EXISTS (
+    SELECT 1 FROM events AS e LEFT JOIN deliveries AS d ON d.event_seq = e.seq AND d.state = 'due'
+    WHERE e.external_task_id = t.external_task_id AND (d.id IS NOT NULL OR e.seq > (SELECT upto FROM routed))
+)
+ORDER BY created_at_ms LIMIT ?
+"""
+
+
+def read(db: sqlite3.Connection, after_id: str | None, limit: int) -> list[Record]:
+    """Return whole records, by their tasks' ids."""
+    rows = db.execute(
+        "SELECT external_task_id, doc, poll_at_ms FROM tasks WHERE ?1 IS NULL OR external_task_id > ?1"
+        " ORDER BY external_task_id LIMIT ?2",
+        (after_id, limit),
+    ).fetchall()
+    ids = msgspec.json.encode([row[0] for row in rows]).decode()
+    events, deliveries = defaultdict(list), defaultdict(list)
+    for row in db.execute(
+        "SELECT id, type, external_task_id, sequence, time_ms, body FROM events"
+        f" WHERE external_task_id IN {IN} ORDER BY external_task_id, sequence",
+        (ids,),
+    ):
+        event = read_event(row)
+        events[event.external_task_id].append(event)
+    for row in db.execute(f"{SELECT_DELIVERIES} WHERE e.external_task_id IN {IN} ORDER BY e.sequence, d.hook", (ids,)):
+        delivery = msgspec.structs.replace(read_delivery(row), id=0)
+        deliveries[delivery.event.external_task_id].append(delivery)
+    decode = msgspec.json.Decoder(Task).decode
+    return [Record(decode(doc), poll_at_ms, events[id], deliveries[id]) for id, doc, poll_at_ms in rows]
+
+
+def write_events(db: sqlite3.Connection, records: Sequence[Record]) -> None:
+    """Store the events and deliveries of records whose tasks are stored."""
+    for record in records:
+        seqs: dict[int, int | None] = {}
+        for event in record.events:
+            seqs[event.sequence] = db.execute(
+                "INSERT INTO events (external_task_id, sequence, id, type, time_ms, body) VALUES (?, ?, ?, ?, ?, ?)",
+                (event.external_task_id, event.sequence, event.id, event.type, event.time_ms, event.body.decode()),
+            ).lastrowid
+        db.executemany(
+            "INSERT INTO deliveries (event_seq, hook, state, attempts, due_at_ms, last_error)"
+            " VALUES (?, ?, ?, ?, ?, ?)",
+            [_delivery_row(delivery, seqs[delivery.event.sequence]) for delivery in record.deliveries],
+        )
+    db.execute("UPDATE routed SET upto = (SELECT coalesce(max(seq), 0) FROM events)")
+
+
+def _delivery_row(delivery: Delivery, seq: int | None) -> tuple[object, ...]:
+    return seq, delivery.hook, delivery.state, delivery.attempts, delivery.due_at_ms, delivery.last_error
+
+
+def prune(db: sqlite3.Connection, before_ms: int, limit: int) -> int:
+    """Delete what ended before `before_ms`."""
+    found = [row[0] for row in db.execute(PRUNABLE, (before_ms, limit))]
+    ids = msgspec.json.encode(found).decode()
+    of_tasks = f"(SELECT seq FROM events WHERE external_task_id IN {IN})"
+    db.execute(f"DELETE FROM deliveries WHERE event_seq IN {of_tasks}", (ids,))
+    for table in ("events", "tasks"):
+        db.execute(f"DELETE FROM {table} WHERE external_task_id IN {IN}", (ids,))
+    db.execute("DELETE FROM quarantine WHERE received_at_ms < ?", (before_ms,))
+    return len(found)
