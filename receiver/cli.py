@@ -266,12 +266,13 @@ def keys_new(purpose: str, rotate: bool) -> None:
 
 def _register() -> None:
     from receiver.cli_hooks import hooks
+    from receiver.cli_ledger import ledger
     from receiver.cli_submit import submit
     from receiver.cli_tasks import tasks
     from receiver.cli_vendors import vendors
     from receiver.doctor import doctor
 
-    for command in (submit, tasks, hooks, vendors, doctor):
+    for command in (submit, tasks, hooks, ledger, vendors, doctor):
         main.add_command(command)
 
 

@@ -20,7 +20,7 @@ from submitter.egress import is_public, resolve
 from submitter.errors import LedgerUnavailable, RelayError
 from submitter.http import VendorHttp
 from submitter.installed import vendors
-from submitter.ledger import open_ledger
+from submitter.ledger import open_ledger, shown
 from submitter.settings import VendorSettings
 from submitter.vendors.base import HttpAnswer
 
@@ -95,7 +95,7 @@ async def _ledger(url: str) -> Finding:
     except LedgerUnavailable as error:
         return Finding("ledger", "fail", str(error), "Mend KLING_RELAY_LEDGER, or the folder's permissions.")
     dead, quarantined = counts["delivery.dead"], counts["quarantine"]
-    seen = f"{url}: {sum(n for name, n in counts.items() if name.startswith('task.'))} open tasks"
+    seen = f"{shown(url)}: {sum(n for name, n in counts.items() if name.startswith('task.'))} open tasks"
     if dead or quarantined:
         remedy = "See `kling-relay hooks dead`; a new word in a body in quarantine is worth an issue to us."
         return Finding("ledger", "warn", f"{seen}, {dead} dead letters, {quarantined} in quarantine", remedy)

@@ -23,7 +23,7 @@ from submitter.callback_url import KeyRing
 from submitter.clock import Clock
 from submitter.http import VendorHttp
 from submitter.installed import vendors
-from submitter.ledger import Ledger, open_ledger
+from submitter.ledger import Ledger, open_ledger, shown
 from submitter.media_store import directory_of
 from submitter.vendors.base import Streams
 
@@ -85,7 +85,7 @@ def build_app(settings: ReceiverSettings, *, clock: Clock | None = None) -> Star
         service.worker.start()
         structlog.get_logger("service").info(
             "service.started",
-            ledger=settings.common.ledger.partition("?")[0],
+            ledger=shown(settings.common.ledger),
             hooks=[hook.name for hook in settings.hooks],
             vendors=list(settings.common.vendors),
         )

@@ -8,6 +8,7 @@ from receiver.hooks import Hook, read_hooks
 from receiver.signature import Secret, read_secret
 from submitter.errors import InvalidSettings
 from submitter.installed import vendors
+from submitter.ledger.base import shown
 from submitter.settings import Settings, no_keys, open_reader, read_settings
 
 CONFIRM = ("never", "terminal", "always")
@@ -28,7 +29,7 @@ class ReceiverSettings(msgspec.Struct, frozen=True):
     body_limit: int
 
     def __repr__(self) -> str:
-        return f"ReceiverSettings({self.common.ledger!r}, {len(self.hooks)} hooks)"
+        return f"ReceiverSettings({shown(self.common.ledger)!r}, {len(self.hooks)} hooks)"
 
     def require_keys(self) -> None:
         """Raise InvalidSettings when no key ring is there to check callback URLs with."""

@@ -13,6 +13,7 @@ import msgspec
 from submitter.callback_url import KeyRing
 from submitter.errors import InvalidSettings, Problem
 from submitter.installed import vendors as installed_vendors
+from submitter.ledger.base import shown
 from submitter.schedule import Backoff, Patience
 from submitter.vendors.base import CallbackSetting, Vendor
 
@@ -42,6 +43,9 @@ class Settings(msgspec.Struct, frozen=True):
     vendors: dict[str, VendorSettings]
     allow_hosts: frozenset[str]
     media_store: str | None
+
+    def __repr__(self) -> str:
+        return f"Settings({shown(self.ledger)!r}, {', '.join(self.vendors)})"  # the ledger's URL may hold a password
 
     def require_callbacks(self) -> tuple[str, KeyRing]:
         """Return the public URL and the keys, or raise InvalidSettings that names what is missing."""

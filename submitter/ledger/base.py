@@ -258,6 +258,14 @@ class Ledger(Protocol):
         ...
 
 
+def shown(url: str) -> str:
+    """Return a ledger's URL without its password and its options, for logs and messages."""
+    parts = urlsplit(url)
+    host = parts.netloc.rpartition("@")
+    user = f"{host[0].partition(':')[0]}@" if host[1] else ""
+    return f"{parts.scheme}://{user}{host[2]}{parts.path}"
+
+
 def open_ledger(url: str) -> Ledger:
     """Open the ledger that `url` names; raise InvalidSettings, naming the remedy.
 

@@ -102,8 +102,9 @@ UPDATE SCHEMA.tasks SET poll_at_ms = $2 WHERE external_task_id IN (
 """
 
 QUARANTINE = """
-INSERT INTO SCHEMA.quarantine AS q VALUES ($1, $2, $3, $4, $5, $6)
-ON CONFLICT (external_task_id, digest) DO UPDATE SET times = q.times + 1, received_at_ms = excluded.received_at_ms
+INSERT INTO SCHEMA.quarantine AS q VALUES ($1, $2, $3, $4, $5, $6, $7)
+ON CONFLICT (external_task_id, digest)
+DO UPDATE SET times = q.times + excluded.times, received_at_ms = excluded.received_at_ms
 """
 
 COUNTS = """
@@ -302,8 +303,8 @@ class PostgresLedger:
 
     async def quarantine(self, entry: Quarantined) -> None:
         digest = hashlib.sha256(entry.body).hexdigest()
-        values = (entry.external_task_id, digest, entry.vendor, entry.received_at_ms, entry.reason, entry.body)
-        await self._fetch(QUARANTINE, *values)
+        about = (entry.external_task_id, digest, entry.vendor, entry.received_at_ms, entry.reason)
+        await self._fetch(QUARANTINE, *about, entry.body, entry.times)
 
     async def quarantined(self, limit: int) -> list[Quarantined]:
         statement = (

@@ -1,9 +1,9 @@
 -- The ledger's schema in PostgreSQL 13 or later. Each migration is one block; `version` counts those applied.
--- SCHEMA is the URL's. A task is one JSON document; the columns beside it are what it is searched by.
+-- SCHEMA is the URL's. Ids are ordered by their bytes (COLLATE "C"), as in every engine. A task is one JSON document; the columns beside it are what it is searched by.
 
 -- migration 1
 CREATE TABLE SCHEMA.tasks (
-    external_task_id text PRIMARY KEY,
+    external_task_id text COLLATE "C" PRIMARY KEY,
     version bigint NOT NULL DEFAULT 0,   -- grows with each change of `doc`: whoever decided on an older one decides again
     vendor text NOT NULL,
     task_id text,                        -- the vendor's, once it is known
@@ -21,7 +21,7 @@ CREATE INDEX tasks_open ON SCHEMA.tasks (vendor) WHERE is_open;
 
 CREATE TABLE SCHEMA.events (
     seq bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    external_task_id text NOT NULL,
+    external_task_id text COLLATE "C" NOT NULL,
     sequence integer NOT NULL,
     id text NOT NULL,
     type text NOT NULL,
@@ -36,7 +36,7 @@ CREATE TRIGGER events_are_never_changed BEFORE UPDATE ON SCHEMA.events
 
 CREATE TABLE SCHEMA.outbox (             -- events that no hook was given yet
     seq bigint PRIMARY KEY,
-    external_task_id text NOT NULL,
+    external_task_id text COLLATE "C" NOT NULL,
     sequence integer NOT NULL
 );
 CREATE INDEX outbox_of_task ON SCHEMA.outbox (external_task_id, sequence);
@@ -44,7 +44,7 @@ CREATE INDEX outbox_of_task ON SCHEMA.outbox (external_task_id, sequence);
 CREATE TABLE SCHEMA.deliveries (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     event_seq bigint NOT NULL,
-    external_task_id text NOT NULL,
+    external_task_id text COLLATE "C" NOT NULL,
     sequence integer NOT NULL,
     hook text NOT NULL,
     state text NOT NULL,
@@ -62,7 +62,7 @@ CREATE TABLE SCHEMA.disabled (hook text PRIMARY KEY, target text NOT NULL, reaso
 CREATE TABLE SCHEMA.paused (hook text PRIMARY KEY, until_ms bigint NOT NULL, reason text NOT NULL);
 
 CREATE TABLE SCHEMA.quarantine (
-    external_task_id text NOT NULL,
+    external_task_id text COLLATE "C" NOT NULL,
     digest text NOT NULL,
     vendor text NOT NULL,
     received_at_ms bigint NOT NULL,

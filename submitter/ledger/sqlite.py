@@ -205,10 +205,18 @@ class SqliteLedger:
 
         def run(db: sqlite3.Connection) -> None:
             db.execute(
-                "INSERT INTO quarantine (external_task_id, digest, vendor, received_at_ms, reason, body)"
-                " VALUES (?, ?, ?, ?, ?, ?)"
-                " ON CONFLICT DO UPDATE SET times = times + 1, received_at_ms = excluded.received_at_ms",
-                (entry.external_task_id, digest, entry.vendor, entry.received_at_ms, entry.reason, entry.body),
+                "INSERT INTO quarantine (external_task_id, digest, vendor, received_at_ms, reason, body, times)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?)"
+                " ON CONFLICT DO UPDATE SET times = times + excluded.times, received_at_ms = excluded.received_at_ms",
+                (
+                    entry.external_task_id,
+                    digest,
+                    entry.vendor,
+                    entry.received_at_ms,
+                    entry.reason,
+                    entry.body,
+                    entry.times,
+                ),
             )
 
         await self._write(run)

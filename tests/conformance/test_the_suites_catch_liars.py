@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 import pytest
@@ -11,13 +11,13 @@ import pytest
 from receiver.destinations.base import Outcome
 from submitter.errors import SubmissionUnknown, Unintelligible, VendorRefused
 from submitter.event import Event
-from submitter.ledger.base import Applied, Claimed, Delivery, Quarantined, Reserved, Route, Settlement
+from submitter.ledger.base import Applied, Claimed, Delivery, Disabled, Quarantined, Record, Reserved, Route, Settlement
 from submitter.ledger.sqlite import SqliteLedger
 from submitter.task import Decide, Report, Task, TaskStatus, Transition
 from submitter.vendors.base import Findings, HttpAnswer, HttpRequest, Job, Query, Vendor
 from submitter.vendors.novita import Novita
 from tests.conformance.destinations import DistantPeer, DistantSuite
-from tests.conformance.ledgers import LedgerSuite, Open
+from tests.conformance.ledgers import LedgerSuite
 from tests.conformance.vendors import VendorSuite
 
 
@@ -134,7 +134,25 @@ class ForgetsPauses(SqliteLedger):
         return None
 
 
+class CopiesHalf(SqliteLedger):
+    async def load(self, records: Sequence[Record]) -> None:
+        await super().load([msgspec.structs.replace(record, deliveries=[]) for record in records])
+
+
+class RemembersNoReason(SqliteLedger):
+    async def disabled(self) -> list[Disabled]:
+        return [msgspec.structs.replace(entry, reason="") for entry in await super().disabled()]
+
+
+class PrunesTheYoung(SqliteLedger):
+    async def prune(self, before_ms: int, limit: int) -> int:
+        return await super().prune(before_ms + 1, limit)
+
+
 LIARS = [
+    (CopiesHalf, "test_whole_records_are_paged_and_loaded_into_an_empty_ledger"),
+    (RemembersNoReason, "test_a_disabled_hook_can_be_noted"),
+    (PrunesTheYoung, "test_pruning_takes_what_ended_long_ago_and_nothing_that_is_on_its_way"),
     (ForgetsPauses, "test_a_pause_is_seen_until_it_ends"),
     (KeepsNoOrder, "test_an_ordered_hook_gets_a_tasks_events_one_after_the_other"),
     (KnowsNoVendorsId, "test_a_task_is_found_by_the_vendors_id_for_it"),
@@ -167,8 +185,14 @@ async def test_a_ledger_that_breaks_a_promise_is_caught(liar: type[SqliteLedger]
         ledgers.append(liar(tmp_path / "relay.db"))
         return ledgers[-1]
 
+    def empty() -> SqliteLedger:
+        ledgers.append(liar(tmp_path / "other.db"))
+        return ledgers[-1]
+
+    test = getattr(LedgerSuite(), promise)
+    fixtures = {"opened": opened, "empty": empty}
     with pytest.raises((AssertionError, pytest.fail.Exception, ValueError)):
-        await getattr(LedgerSuite(), promise)(cast(Open, opened))
+        await test(**{name: fixtures[name] for name in inspect.signature(test).parameters})
     for ledger in ledgers:
         await ledger.close()
 

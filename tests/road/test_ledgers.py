@@ -1,0 +1,97 @@
+"""A ledger is moved to another engine, and pruned, as a user does it."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from receiver.cli import main
+from submitter.ledger import Ledger, open_ledger, shown
+from submitter.ledger.base import Disabled, Quarantined, Route, Settlement
+from submitter.ledger.copying import PAGE, copy
+from submitter.task import TaskStatus
+from tests.conformance.ledgers import NOW, report, succeed, task
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> str:
+    (tmp_path / "relay.toml").write_text('[[hook]]\nname = "web"\nurl = "https://example.com/x"\n')
+    return f"sqlite:///{tmp_path / 'relay.db'}"
+
+
+async def run(*arguments: str, ledger: str) -> Result:
+    """Run a command, in a thread: it has an event loop of its own."""
+    environ = {"KLING_RELAY_LEDGER": ledger}
+    return await asyncio.to_thread(CliRunner().invoke, main, ["ledger", *arguments], env=environ)
+
+
+async def fill(ledger: Ledger, count: int) -> None:
+    for n in range(count):
+        await succeed(ledger, f"t{n:04}")
+    web = Route("web", None, "t1", 3)
+    claimed = (await ledger.claim_deliveries([web], NOW, 1000)).items
+    await ledger.settle(claimed[0], Settlement("dead", error="HTTP 410", disable_target="t1"))
+    await ledger.settle(claimed[1], Settlement("done"))
+    await ledger.reserve(task("unrouted", metadata={"a": "ü 猫"}))
+    await ledger.apply("unrouted", report(TaskStatus.SUBMITTED))
+    for _ in range(3):
+        await ledger.quarantine(Quarantined("t0000", "kling", NOW, "unknown status", b"\xff\x00"))
+
+
+async def test_everything_is_copied_there_and_back(source: str, postgres_url: str, tmp_path: Path) -> None:
+    first = open_ledger(source)
+    await fill(first, PAGE + 5)
+    await first.close()
+    copied = await run("copy", source, postgres_url, ledger=source)
+    assert copied.exit_code == 0, copied.output
+    assert f"{PAGE + 6} tasks, {2 * PAGE + 11} events" in copied.output
+    back = f"sqlite:///{tmp_path / 'back.db'}"
+    assert (await run("copy", postgres_url, back, ledger=source)).exit_code == 0
+    ledgers = [open_ledger(url) for url in (source, postgres_url, back)]
+    for after in (None, "t0100", "unrouted"):
+        pages = [await ledger.records(after, 50) for ledger in ledgers]
+        assert pages[0] == pages[1] == pages[2]
+    for ledger in ledgers:
+        assert await ledger.disabled() == [Disabled("web", "t1", "HTTP 410")]
+        assert [(entry.body, entry.times) for entry in await ledger.quarantined(9)] == [(b"\xff\x00", 3)]
+        assert [one.hook for one in (await ledger.records("t9", 9))[0].deliveries] == ["web"]  # it was routed first
+        await ledger.close()
+
+
+async def test_a_ledger_that_is_not_empty_is_not_copied_to(source: str, postgres_url: str) -> None:
+    for url in (source, postgres_url):
+        ledger = open_ledger(url)
+        await ledger.reserve(task("a"))
+        await ledger.close()
+    refused = await run("copy", source, postgres_url, ledger=source)
+    assert refused.exit_code == 2
+    assert "an empty ledger" in refused.output
+
+
+async def test_a_copy_that_differs_is_an_error(source: str, tmp_path: Path) -> None:
+    first, other = open_ledger(source), open_ledger(f"sqlite:///{tmp_path / 'other.db'}")
+    await fill(first, 3)
+    await other.reserve(task("zz"))  # what was not in the source
+    with pytest.raises(Exception, match="the copy differs"):
+        await copy(first, other)
+    await first.close()
+    await other.close()
+
+
+async def test_what_ended_long_ago_is_pruned(source: str) -> None:
+    ledger = open_ledger(source)
+    for n in range(3):
+        await ledger.reserve(task(f"old{n}", status=TaskStatus.SUCCEED, poll_at_ms=None, updated_at_ms=1000))
+    await ledger.reserve(task("open", updated_at_ms=1000))
+    await ledger.close()
+    assert (await run("prune", "--days", "30", ledger=source)).output == "deleted 3 tasks\n"
+    assert (await run("prune", "--days", "30", ledger=source)).output == "deleted 0 tasks\n"
+    assert (await run("prune", ledger=source)).exit_code == 2
+    assert "1 open tasks" in (await run("migrate", ledger=source)).output
+
+
+def test_a_ledgers_password_is_not_shown() -> None:
+    assert shown("postgresql://me:s3cret@db:5432/relay?schema=x") == "postgresql://me@db:5432/relay"
+    assert shown("sqlite:////var/relay.db") == "sqlite:////var/relay.db"
+    assert shown("sqlite:///relay.db") == "sqlite:///relay.db"
