@@ -35,6 +35,7 @@ from submitter.task import Doubted, Report, Task, TaskStatus, Transition, transi
 BODY_LIMIT = 64 * 1024
 READ_TIMEOUT_S = 10.0
 TICK_BUDGET_S = 20.0
+TICK_BUDGET_MAX_S = 900.0  # as long as a function may run
 _TOO_SLOW = "the body is too slow"
 PREFIX = "/callbacks/"
 ASYNCAPI = Path(__file__).with_name("asyncapi.yaml")
@@ -56,6 +57,7 @@ class Metrics(Protocol):
 
 
 Tick = Callable[[float], Awaitable[Mapping[str, int]]]
+Tell = Callable[[], Awaitable[None]]
 Lifespan = Callable[[Starlette], AbstractAsyncContextManager[None]]
 
 
@@ -71,10 +73,13 @@ def create_app(
     body_limit: int = BODY_LIMIT,
     read_timeout_s: float = READ_TIMEOUT_S,
     lifespan: Lifespan | None = None,
+    tell: Tell | None = None,
 ) -> Starlette:
     """Make the receiver.
 
-    `tick(budget_s)` does bounded work for `POST /tick`, which is off without `tick_token`.
+    `tick(budget_s)` does bounded work for `POST /tick`, which is off without `tick_token`. `tell`
+    is awaited after a change is durable and before it is answered: it tells the hooks, where
+    nothing may run after the answer.
     `media` is a directory whose files are published under unguessable URLs.
     """
     clock = clock or Clock()
@@ -95,12 +100,12 @@ def create_app(
         return FileResponse(ASYNCAPI, media_type="application/yaml")
 
     async def do_tick(request: Request) -> Response:
-        given = request.headers.get("authorization", "").encode()
-        if tick is None or tick_token is None:
-            return problem(404, "tick is off", "Set KLING_RELAY_TICK_TOKEN to turn it on.")
-        if not hmac.compare_digest(given, f"Bearer {tick_token}".encode()):
-            return problem(401, "wrong tick token", "Send `Authorization: Bearer <KLING_RELAY_TICK_TOKEN>`.")
-        return JSONResponse(dict(await tick(TICK_BUDGET_S)))
+        refusal = _refuse_tick(request, tick_token if tick else None)
+        budget_s = _read_budget(request)
+        if refusal is None and tick is not None and budget_s is not None:
+            return JSONResponse(dict(await tick(budget_s)))
+        assert refusal is not None
+        return refusal
 
     async def show_media(request: Request) -> Response:
         name, token = request.path_params["name"], request.path_params["token"]
@@ -125,8 +130,27 @@ def create_app(
         exception_handlers={RelayError: on_error},
         lifespan=lifespan,
     )
-    app.callbacks = _Callbacks(ledger, verify, clock, metrics, body_limit, read_timeout_s)
+    app.callbacks = _Callbacks(ledger, verify, clock, metrics, body_limit, read_timeout_s, tell)
     return app
+
+
+def _refuse_tick(request: Request, token: str | None) -> Response | None:
+    """Return why a tick is not done, or None."""
+    if token is None:
+        return problem(404, "tick is off", "Set KLING_RELAY_TICK_TOKEN to turn it on.")
+    if not hmac.compare_digest(request.headers.get("authorization", "").encode(), f"Bearer {token}".encode()):
+        return problem(401, "wrong tick token", "Send `Authorization: Bearer <KLING_RELAY_TICK_TOKEN>`.")
+    if _read_budget(request) is None:
+        return problem(400, "wrong budget", f"Give budget_s in seconds, at most {TICK_BUDGET_MAX_S:g}.")
+    return None
+
+
+def _read_budget(request: Request) -> float | None:
+    """Return the seconds that a tick is given, or None for what is no such number."""
+    asked = request.query_params.get("budget_s", f"{TICK_BUDGET_S:g}")
+    if not asked.replace(".", "", 1).isdecimal() or not 0 < float(asked) <= TICK_BUDGET_MAX_S:
+        return None
+    return float(asked)
 
 
 class _Receiver(Starlette):
@@ -158,7 +182,9 @@ class _Callbacks:
         metrics: Metrics | None,
         body_limit: int,
         read_timeout_s: float,
+        tell: Tell | None,
     ) -> None:
+        self._tell = tell
         self._ledger = ledger
         self._verify = verify
         self._clock = clock
@@ -179,6 +205,8 @@ class _Callbacks:
             headers: dict[bytes, bytes] = dict(scope["headers"])
             body = await self._read(headers, receive)
             result = await self._accept(vendor, parts[1], headers, body)
+            if self._tell is not None and result == "applied":
+                await self._tell()
         except (RelayError, _BodyRefused) as error:
             result = type(error).__name__ if isinstance(error, RelayError) else "BodyRefused"
             log.warning("callback.refused", vendor=vendor, reason=str(error))

@@ -115,10 +115,11 @@ class Dispatcher:
         self.is_behind = False
         """Whether a hook's room was used up by the last claim, so that there may be more for it at once."""
 
-    async def dispatch(self) -> float | None:
+    async def dispatch(self, begun: set[asyncio.Task[None]] | None = None) -> float | None:
         """Begin every attempt that is due and has room; return the seconds until the next, or None.
 
-        The end of an attempt is a change of the ledger, which wakes whoever waits for one.
+        The attempts go into `begun`, for a caller that waits for its own. The end of an attempt is
+        a change of the ledger, which wakes whoever waits for one.
         """
         now_ms = self._clock.now_ms()
         rooms = {name: self._room(hook, now_ms / 1000) for name, hook in self._hooks.items()}
@@ -131,6 +132,8 @@ class Dispatcher:
             self._sending[delivery.hook] += 1
             attempt = asyncio.create_task(self._attempt(delivery))
             self._attempts.add(attempt)
+            if begun is not None:
+                begun.add(attempt)
             attempt.add_done_callback(self._attempts.discard)
             if delivery.hook in self._buckets:
                 self._buckets[delivery.hook] = self._buckets[delivery.hook].take(1)
@@ -151,8 +154,28 @@ class Dispatcher:
 
     async def _attempt(self, delivery: Delivery) -> None:
         hook = self._hooks[delivery.hook]
-        if await self._is_skipped(hook, delivery):
+        outcome = None
+        try:
+            skipped = await self._skipped(hook, delivery)
+            if skipped is None:
+                outcome, settlement = await self._send(hook, delivery)
+            else:
+                log.info("delivery.skipped", hook=hook.name, event_id=delivery.event.id, reason=skipped)
+                settlement = Settlement("done")
+        except LedgerUnavailable as error:
+            log.error("delivery.unsettled", hook=hook.name, event_id=delivery.event.id, reason=str(error))
             return
+        finally:
+            self._sending[hook.name] -= 1  # before it is settled: that wakes whoever claims the next
+        try:
+            await self._ledger.settle(delivery, settlement)
+            if outcome is not None:
+                await self._note(hook, outcome)
+        except LedgerUnavailable as error:
+            log.error("delivery.unsettled", hook=hook.name, event_id=delivery.event.id, reason=str(error))
+
+    async def _send(self, hook: Hook, delivery: Delivery) -> tuple[Outcome, Settlement]:
+        """Make the attempt, and return what became of it, and what that means."""
         begun_s = self._clock.now_s()
         try:
             async with asyncio.timeout(hook.timeout_s):  # of the whole attempt: httpx's is for each read
@@ -161,8 +184,6 @@ class Dispatcher:
             outcome = Outcome(False, f"no answer within {hook.timeout_s:g} s")
         except Exception as error:  # noqa: BLE001 - a broken destination must not take the others with it
             outcome = Outcome(False, f"{type(error).__name__}: {error}"[:500])
-        finally:
-            self._sending[hook.name] -= 1
         now_ms = self._clock.now_ms()
         settlement = judge(outcome, delivery, hook, now_ms, self._clock.chance())
         if self._metrics is not None:
@@ -178,11 +199,7 @@ class Dispatcher:
             answer=outcome.answer,
             seconds=round(now_ms / 1000 - begun_s, 3),
         )
-        try:
-            await self._ledger.settle(delivery, settlement)
-            await self._note(hook, outcome)
-        except LedgerUnavailable as error:
-            log.error("delivery.unsettled", hook=hook.name, event_id=delivery.event.id, reason=str(error))
+        return outcome, settlement
 
     async def _note(self, hook: Hook, outcome: Outcome) -> None:
         """Open or close the hook's breaker. What was wrong with an event says nothing of the hook."""
@@ -203,24 +220,15 @@ class Dispatcher:
             log.warning("hook.paused", hook=hook.name, pause_s=pause_s, reason=outcome.answer)
             await self._ledger.pause(hook.name, int(after.until_s * 1000), outcome.answer)
 
-    async def _is_skipped(self, hook: Hook, delivery: Delivery) -> bool:
-        """Settle a delivery that the hook does not want after all, and tell whether it was one."""
-        reason = None
-        try:
-            if not is_wanted(hook, delivery):
-                reason = "`when` does not hold"
-            elif hook.latest_only and delivery.event.type in PROGRESS:
-                task = await self._ledger.get(delivery.event.external_task_id)
-                if task.sequence > delivery.event.sequence:
-                    reason = "a later event has overtaken it"
-            if reason is None:
-                return False
-            log.info("delivery.skipped", hook=hook.name, event_id=delivery.event.id, reason=reason)
-            await self._ledger.settle(delivery, Settlement("done"))
-        except LedgerUnavailable as error:
-            log.error("delivery.unsettled", hook=hook.name, event_id=delivery.event.id, reason=str(error))
-        self._sending[hook.name] -= 1
-        return True
+    async def _skipped(self, hook: Hook, delivery: Delivery) -> str | None:
+        """Return why the hook does not want a delivery after all, or None."""
+        if not is_wanted(hook, delivery):
+            return "`when` does not hold"
+        if hook.latest_only and delivery.event.type in PROGRESS:
+            task = await self._ledger.get(delivery.event.external_task_id)
+            if task.sequence > delivery.event.sequence:
+                return "a later event has overtaken it"
+        return None
 
     async def finish(self, timeout_s: float | None = None) -> None:
         """Wait for the attempts under way; after `timeout_s` leave them to their leases."""

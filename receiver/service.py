@@ -79,10 +79,12 @@ def build_app(settings: ReceiverSettings, *, clock: Clock | None = None) -> Star
     """Make the whole service as one ASGI app, whose lifespan starts and stops the worker."""
     verify = verify_of(settings)
     service = open_service(settings, clock=clock)
+    is_inline = settings.deliver == "inline"
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        service.worker.start()
+        if not is_inline:
+            service.worker.start()
         structlog.get_logger("service").info(
             "service.started",
             ledger=shown(settings.common.ledger),
@@ -97,6 +99,9 @@ def build_app(settings: ReceiverSettings, *, clock: Clock | None = None) -> Star
     async def tick(budget_s: float) -> Mapping[str, int]:
         return await service.worker.tick(budget_s)
 
+    async def tell() -> None:
+        await service.worker.deliver_within(settings.deliver_budget_s)
+
     media = directory_of(settings.common.media_store or "s3://none")
     return create_app(
         service.ledger,
@@ -108,6 +113,7 @@ def build_app(settings: ReceiverSettings, *, clock: Clock | None = None) -> Star
         media=None if media is None else Path(media),
         body_limit=settings.body_limit,
         lifespan=lifespan,
+        tell=tell if is_inline else None,
     )
 
 

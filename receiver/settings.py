@@ -11,6 +11,7 @@ from submitter.installed import vendors
 from submitter.ledger.base import shown
 from submitter.settings import Settings, no_keys, open_reader, read_settings
 
+DELIVER = ("worker", "inline")
 CONFIRM = ("never", "terminal", "always")
 
 
@@ -27,6 +28,8 @@ class ReceiverSettings(msgspec.Struct, frozen=True):
     tick_token: str | None
     log: str | None
     body_limit: int
+    deliver: str
+    deliver_budget_s: float
 
     def __repr__(self) -> str:
         return f"ReceiverSettings({shown(self.common.ledger)!r}, {len(self.hooks)} hooks)"
@@ -65,6 +68,8 @@ def load_receiver_settings(environ: Mapping[str, str] | None = None) -> Receiver
     style = reader.text("log")
     if style not in (None, "json", "console"):
         reader.problem("KLING_RELAY_LOG", repr(style), "json or console", "Choose one of them.")
+    deliver = reader.choice("deliver", DELIVER, "worker")
+    deliver_budget_s = reader.number("deliver_budget_s", 5, least=0.1) or 5
     body_limit = reader.number("body_limit", 64 * 1024, least=1024) or 64 * 1024
     reader.finish()
-    return ReceiverSettings(common, hooks, secrets, confirm, token, style, int(body_limit))
+    return ReceiverSettings(common, hooks, secrets, confirm, token, style, int(body_limit), deliver, deliver_budget_s)

@@ -56,14 +56,33 @@ class Worker:
         await self._dispatcher.close()
 
     async def deliver(self) -> int:
-        """Make every attempt that is due now, wait for their ends, and return how many there were."""
-        before = self._dispatcher.begun
+        """Make every attempt that is due now, wait for their ends, and return how many there were.
+
+        Once it is cancelled, so are its attempts, and nobody else's: they are claimed again when their leases end.
+        """
+        count = 0
         while True:
-            begun = self._dispatcher.begun
-            wait_s = await self._dispatcher.dispatch()
-            await self._dispatcher.finish()
-            if self._dispatcher.begun == begun and wait_s != 0:
-                return self._dispatcher.begun - before
+            begun: set[asyncio.Task[None]] = set()
+            try:
+                wait_s = await self._dispatcher.dispatch(begun)
+                if begun:
+                    await asyncio.wait(begun)
+            finally:
+                for attempt in begun:
+                    attempt.cancel()
+            count += len(begun)
+            if not begun and wait_s != 0:
+                return count
+
+    async def deliver_within(self, budget_s: float) -> None:
+        """Make the attempts that are due now, as far as `budget_s` lasts; what goes wrong is left to the next tick."""
+        try:
+            async with asyncio.timeout(budget_s):
+                await self.deliver()
+        except TimeoutError:
+            log.info("deliver.cut_off", budget_s=budget_s)
+        except LedgerUnavailable as error:
+            log.error("deliver.stalled", reason=str(error))
 
     async def poll(self) -> int:
         """Ask about every task that is due now, and return how many were asked about."""
@@ -76,9 +95,9 @@ class Worker:
         delivered, polled = self._dispatcher.begun, self._poller.asked
         with suppress(TimeoutError):
             async with asyncio.timeout(budget_s):
+                await self.deliver()
                 await self.poll()
                 await self.deliver()
-        await self._dispatcher.finish(0)  # nothing runs after the answer: what was cut off is claimed again
         return {"delivered": self._dispatcher.begun - delivered, "polled": self._poller.asked - polled}
 
     def _deliver_every_s(self) -> float:

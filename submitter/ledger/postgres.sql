@@ -1,5 +1,6 @@
 -- The ledger's schema in PostgreSQL 13 or later. Each migration is one block; `version` counts those applied.
--- SCHEMA is the URL's. Ids are ordered by their bytes (COLLATE "C"), as in every engine. A task is one JSON document; the columns beside it are what it is searched by.
+-- SCHEMA is the URL's. Ids are ordered by their bytes (COLLATE "C"), as in every engine.
+-- A task is one JSON document; the columns beside it are what it is searched by.
 
 -- migration 1
 CREATE TABLE SCHEMA.tasks (

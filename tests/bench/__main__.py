@@ -21,6 +21,7 @@ from submitter.task import TaskStatus
 from submitter.vendors import BUILT_IN
 from tests.bench import servers
 from tests.bench.buses import show_buses
+from tests.bench.ledgers import show_postgres
 from tests.bench.load import Load, drip, flood
 from tests.bench.processes import folder, free_port, listening_process
 
@@ -172,6 +173,7 @@ def main() -> None:
     parser.add_argument("--tasks", type=int, default=1000, help="tasks through the faulty sandbox")
     parser.add_argument("--vendor-tasks", type=int, default=200, help="tasks through each vendor's faulty sandbox")
     parser.add_argument("--bus-events", type=int, default=10_000, help="events to each bus, killed twice meanwhile")
+    parser.add_argument("--postgres-tasks", type=int, default=10_000, help="tasks under eight receivers on PostgreSQL")
     options = parser.parse_args()
     print(f"{os.cpu_count()} processors, Python {sys.version.split()[0]}, medians of {options.rounds} rounds\n")
 
@@ -210,6 +212,8 @@ def main() -> None:
         print(f"with {options.ended:,} ended tasks in the ledger: {ratio:.2f} times as many callbacks a second")
 
     show_faults(options.tasks, options.vendor_tasks)
+    if options.postgres_tasks:
+        show_postgres(options.rounds, options.postgres_tasks)
     if options.bus_events:
         show_buses(options.bus_events)
 

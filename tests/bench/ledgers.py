@@ -114,7 +114,3 @@ def show_postgres(rounds: int, tasks: int) -> None:
         print(f"{f'a callback with {ended:,} ended tasks costs':<44}{cost:>8.2f} times as much")
     with folder() as directory, schema() as url:
         print("  ", asyncio.run(flood_many(directory, url, tasks, processes=8, kills=2)))
-
-
-if __name__ == "__main__":
-    show_postgres(1, 1000)

@@ -219,15 +219,24 @@ async def test_tick_needs_its_token(receiver: Receiver) -> None:
 
 
 async def test_tick_does_bounded_work(ledger: SqliteLedger, client: httpx.AsyncClient) -> None:
+    budgets = []
+
     async def tick(budget_s: float) -> dict[str, int]:
+        budgets.append(budget_s)
         return {"delivered": 2, "polled": 1}
 
     bound, url = free_socket()
     async with listening(create_app(ledger, VERIFY, tick=tick, tick_token="t" * 16), bound):
         for wrong in ({}, {"authorization": "Bearer x"}, {"authorization": "t" * 16}):
             assert (await client.post(f"{url}/tick", headers=wrong)).status_code == 401
-        done = await client.post(f"{url}/tick", headers={"authorization": "Bearer " + "t" * 16})
-        assert done.json() == {"delivered": 2, "polled": 1}
+        headers = {"authorization": "Bearer " + "t" * 16}
+        assert (await client.post(f"{url}/tick", headers=headers)).json() == {"delivered": 2, "polled": 1}
+        assert (await client.post(f"{url}/tick?budget_s=2.5", headers=headers)).status_code == 200
+        assert budgets == [20.0, 2.5]
+        for wrong_budget in ("0", "-1", "901", "nan", "1e2", ""):
+            refused = await client.post(f"{url}/tick?budget_s={wrong_budget}", headers=headers)
+            assert refused.status_code == 400
+            assert "at most 900" in refused.json()["detail"]
 
 
 async def test_published_media_have_unguessable_urls(
