@@ -28,6 +28,7 @@ from receiver.settings import ReceiverSettings, load_receiver_settings
 from submitter.clock import Clock
 from submitter.event import CONTENT_TYPE
 from submitter.installed import vendors
+from submitter.ledger import Ledger, open_ledger
 from submitter.ledger.sqlite import SqliteLedger
 from submitter.request import MotionControl
 from submitter.sandbox.app import create_sandbox, sandbox_class
@@ -180,7 +181,7 @@ class World:
         self.submitter = await enter(
             Submitter(
                 self.settings.common,
-                SqliteLedger(self.folder / "relay.db"),
+                self.open_ledger(),
                 look_for_s=(0.0, 0.05, 0.1),
                 sending_lease_s=1.0,
             )
@@ -214,14 +215,21 @@ class World:
         for sandbox in self.sandboxes.values():
             sandbox.set_faults(Faults(**faults))
 
-    def open_ledger(self) -> SqliteLedger:
-        return SqliteLedger(self.folder / "relay.db")
+    def open_ledger(self) -> Ledger:
+        return open_ledger(self.environ["KLING_RELAY_LEDGER"])
 
 
 @pytest.fixture
-async def world(tmp_path: Path, media: Path) -> AsyncIterator[World]:
+def ledger_url(tmp_path: Path) -> str:
+    """Where a world keeps its ledger; a module may have several."""
+    return f"sqlite:///{tmp_path / 'relay.db'}"
+
+
+@pytest.fixture
+async def world(tmp_path: Path, media: Path, ledger_url: str) -> AsyncIterator[World]:
     """A world that is not started yet, so that a test can set it up."""
     made = World(tmp_path, media)
+    made.environ["KLING_RELAY_LEDGER"] = ledger_url
     async with made.stack:
         yield made
     assert made.inbox.undescribed == []  # every event is as asyncapi.yaml says

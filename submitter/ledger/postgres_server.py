@@ -133,6 +133,7 @@ class Notices:
         self.mark = 0
         self._changed = asyncio.Event()
         self._listener: asyncpg.Connection[asyncpg.Record] | None = None
+        self._connecting = asyncio.Lock()
         self._notice: asyncio.Task[None] | None = None
         self._closed = False
 
@@ -161,8 +162,9 @@ class Notices:
             await self._notice
         self._closed = True
         self._wake()
-        if self._listener is not None:
-            await close(self._listener)
+        async with self._connecting:
+            if self._listener is not None:
+                await close(self._listener)
 
     async def _notify(self) -> None:
         await asyncio.sleep(NOTIFY_EVERY_S)
@@ -173,14 +175,15 @@ class Notices:
             return  # they look by themselves, a second later
 
     async def _listen(self) -> None:
-        if self._listener is not None and not self._listener.is_closed():
-            return
-        try:
-            self._listener = await asyncpg.connect(self._server.url, timeout=TIMEOUT_S)
-            await self._listener.add_listener(self._server.channel, lambda *_: self._wake())
-        except BROKEN as error:
-            raise self._server.unavailable(error) from error
-        self._wake()  # nobody knows what was told before
+        async with self._connecting:
+            if self._closed or (self._listener is not None and not self._listener.is_closed()):
+                return
+            try:
+                self._listener = await asyncpg.connect(self._server.url, timeout=TIMEOUT_S)
+                await self._listener.add_listener(self._server.channel, lambda *_: self._wake())
+            except BROKEN as error:
+                raise self._server.unavailable(error) from error
+            self._wake()  # nobody knows what was told before
 
     def _wake(self) -> None:
         self.mark += 1

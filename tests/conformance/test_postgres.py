@@ -143,6 +143,15 @@ async def test_another_process_is_woken_by_a_notice(opened: Open) -> None:
     pytest.fail("no notice came")
 
 
+async def test_those_who_wait_share_one_listening_connection(opened: Open, db: Any, schema: str) -> None:
+    ledger = opened()
+    await asyncio.gather(*(ledger.changed(ledger.mark(), 0.1) for _ in range(5)))
+    listening = await db.fetchval(
+        "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'LISTEN%' || $1 || '%'", schema
+    )
+    assert listening == 1
+
+
 async def test_what_was_answered_survives_a_kill(postgres_url: str, opened: Open) -> None:
     """A process writes, says what was answered, and is killed by SIGKILL in the middle of more."""
     script = """

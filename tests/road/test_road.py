@@ -22,6 +22,14 @@ def queries(world: World) -> int:
     return sum(world.kling.counts[name] for name in ("query_v2", "query_v1", "list_v1", "list_v2"))
 
 
+@pytest.fixture(params=["sqlite", "postgresql"])
+def ledger_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The whole road, on each ledger."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'relay.db'}"
+    return str(request.getfixturevalue("postgres_url"))
+
+
 @pytest.mark.parametrize("api", ["v1", "v2"])
 async def test_a_task_is_told_by_its_callbacks_and_causes_no_query(world: World, api: str, tmp_path: Path) -> None:
     if api == "v1":
