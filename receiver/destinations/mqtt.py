@@ -122,7 +122,7 @@ async def _end(client: _Client) -> None:
 
 
 async def _disconnect(client: _Client) -> None:
-    if client._disconnected.done():
+    if client._disconnected.done() and not client._disconnected.cancelled():
         client._disconnected.exception()  # it was told by the attempt's outcome
     try:
         await client.__aexit__(None, None, None)

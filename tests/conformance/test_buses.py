@@ -15,13 +15,14 @@ import nats
 import pytest
 from redis.asyncio import Redis
 
+from receiver.cloudevents import traceparent
 from receiver.destinations import open_destination
 from receiver.destinations.base import Destination
 from receiver.hooks import Hook
 from submitter.errors import InvalidSettings
 from tests.conformance.brokers import Proxy, is_listening
 from tests.conformance.destinations import NOW_S, DestinationSuite, DistantSuite, GuardedSuite, NamedSuite, event
-from tests.conftest import needs
+from tests.conftest import DESCRIBED, needs
 
 LOCAL = ("127.0.0.1",)
 
@@ -352,6 +353,16 @@ class TestFile(DestinationSuite):
             assert (await destination.send(large, NOW_S)).is_delivered
         names = sorted(path.name for path in peer.path.parent.iterdir())
         assert names == [".events.jsonl.lock", "events.jsonl", "events.jsonl.1", "events.jsonl.2"]
+
+    async def test_a_line_is_an_event_as_asyncapi_describes_it_with_its_trace(self, peer: FilePeer) -> None:
+        destination = peer.open()
+        assert (await destination.send(event(), NOW_S)).is_delivered
+        (line,) = peer.path.read_bytes().splitlines()
+        written = msgspec.json.decode(line)
+        assert list(DESCRIBED.iter_errors(written)) == []
+        assert written.pop("traceparent") == traceparent(event())
+        assert written == msgspec.json.decode(event().body)
+        await destination.close()
 
     async def test_a_folder_that_is_not_there_is_told(self, peer: FilePeer) -> None:
         destination = peer.open()
