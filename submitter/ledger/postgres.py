@@ -78,12 +78,12 @@ WITH given AS (
 ), boxed AS (
     INSERT INTO SCHEMA.outbox SELECT seq, external_task_id, sequence FROM told
 )
-SELECT external_task_id FROM stored
+SELECT external_task_id, pg_notify($15, '') FROM stored
 """
 
 INSERT_TASK = """
 INSERT INTO SCHEMA.tasks (external_task_id, vendor, task_id, status, is_open, created_at_ms, poll_at_ms, doc)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT DO NOTHING RETURNING version
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT DO NOTHING RETURNING pg_notify($9, '')
 """
 
 TASKS = """
@@ -156,10 +156,10 @@ class PostgresLedger:
         if decided.changed:
             given = [(id, versions[id], *columns_of(task)) for id, task in decided.changed.items()]
             columns = [*transposed(given, 8), *transposed([event_row(event) for event in decided.events], 6)]
-            stored = await db.fetch(self._server.sql(STORE), *columns)
+            stored = await db.fetch(self._server.sql(STORE), *columns, self._server.channel)
             stale = set(decided.changed) - {row["external_task_id"] for row in stored}
             if len(stale) < len(decided.changed):
-                self._notices.changed_here()
+                self._notices.wake()
         answers = zip(left.items(), decided.outcomes, strict=True)
         return {position: outcome for (position, (id, _)), outcome in answers if id not in stale}
 
@@ -169,7 +169,7 @@ class PostgresLedger:
         row = (id, vendor, task_id, status, is_open, task.created_at_ms, poll_at_ms, doc)
 
         async def insert(db: Connection) -> Reserved | None:
-            if await db.fetchrow(self._server.sql(INSERT_TASK), *row) is not None:
+            if await db.fetchrow(self._server.sql(INSERT_TASK), *row, self._server.channel) is not None:
                 return Reserved(task, is_new=True)
             return None
 
@@ -193,7 +193,7 @@ class PostgresLedger:
 
         reserved = await self._run(run)
         if reserved is not None and reserved.is_new:
-            self._notices.changed_here()
+            self._notices.wake()
         return reserved
 
     # -- reading ------------------------------------------------------------------------------
@@ -247,7 +247,7 @@ class PostgresLedger:
             now_ms,
             vendor,
         )
-        self._notices.changed_here()
+        self._notices.wake()
         return len(rows)
 
     # -- deliveries ---------------------------------------------------------------------------
@@ -277,7 +277,7 @@ class PostgresLedger:
     async def _settle_all(self, settled: Sequence[tuple[Delivery, Settlement]]) -> list[bool]:
         rows = [(d.id, d.attempts, s.state, s.due_at_ms, s.error) for d, s in settled]
         held = {row["id"] for row in await self._fetch(sql.SETTLE, *transposed(rows, 5))}
-        self._notices.changed_here()
+        self._notices.wake()
         return [delivery.id in held for delivery, _ in settled]
 
     async def deliveries(self, *, hook: str | None, state: DeliveryState | None, limit: int) -> list[Delivery]:
@@ -285,7 +285,7 @@ class PostgresLedger:
 
     async def replay(self, hook: str, now_ms: int, external_task_id: str | None = None) -> int:
         rows = await self._fetch(sql.REPLAY, now_ms, hook, external_task_id)
-        self._notices.changed_here()
+        self._notices.wake()
         return len(rows)
 
     async def pause(self, hook: str, until_ms: int | None, reason: str = "") -> None:

@@ -16,7 +16,6 @@ TIMEOUT_S = 30
 STATEMENTS = 100
 TRIES = 3  # of what a deadlock or a serialization failure undid
 WATCH_S = 1.0  # how soon another process's commit is seen where no notice of it comes
-NOTIFY_EVERY_S = 0.01  # a notice is cheap for its sender, and wakes every process
 SCHEMA = "kling_relay"
 
 BROKEN = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError)
@@ -126,7 +125,10 @@ class Server:
 
 
 class Notices:
-    """Who waits for a change is woken by this process's own at once, and by another's notice (LISTEN)."""
+    """Who waits for a change is woken by this process's own at once, and by another's notice (LISTEN).
+
+    A notice goes out with the transaction that it tells of: nothing is left to do behind it.
+    """
 
     def __init__(self, server: Server) -> None:
         self._server = server
@@ -134,7 +136,6 @@ class Notices:
         self._changed = asyncio.Event()
         self._listener: asyncpg.Connection[asyncpg.Record] | None = None
         self._connecting = asyncio.Lock()
-        self._notice: asyncio.Task[None] | None = None
         self._closed = False
 
     async def changed(self, mark: int, timeout_s: float | None) -> None:
@@ -148,31 +149,21 @@ class Notices:
                 await self._changed.wait()
         except TimeoutError:
             if timeout_s is None or timeout_s > WATCH_S:
-                self._wake()
+                self.wake()
 
-    def changed_here(self) -> None:
-        """Wake who waits here now, and soon those of the other processes."""
-        self._wake()
-        if self._notice is None:
-            self._notice = asyncio.create_task(self._notify())
+    def wake(self) -> None:
+        """Wake who waits here. The other processes get a notice with the commit, or look within a second."""
+        self.mark += 1
+        self._changed.set()
+        self._changed = asyncio.Event()
 
     async def close(self) -> None:
-        """Tell what was not told yet, and listen no more."""
-        if self._notice is not None:
-            await self._notice
+        """Listen no more."""
         self._closed = True
-        self._wake()
+        self.wake()
         async with self._connecting:
             if self._listener is not None:
                 await close(self._listener)
-
-    async def _notify(self) -> None:
-        await asyncio.sleep(NOTIFY_EVERY_S)
-        self._notice = None
-        try:
-            await self._server.fetch("SELECT pg_notify($1, '')", self._server.channel)
-        except LedgerUnavailable:
-            return  # they look by themselves, a second later
 
     async def _listen(self) -> None:
         async with self._connecting:
@@ -180,15 +171,10 @@ class Notices:
                 return
             try:
                 self._listener = await asyncpg.connect(self._server.url, timeout=TIMEOUT_S)
-                await self._listener.add_listener(self._server.channel, lambda *_: self._wake())
+                await self._listener.add_listener(self._server.channel, lambda *_: self.wake())
             except BROKEN as error:
                 raise self._server.unavailable(error) from error
-            self._wake()  # nobody knows what was told before
-
-    def _wake(self) -> None:
-        self.mark += 1
-        self._changed.set()
-        self._changed = asyncio.Event()
+            self.wake()  # nobody knows what was told before
 
 
 def read_url(url: str) -> tuple[str, str, int]:

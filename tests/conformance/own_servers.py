@@ -107,12 +107,14 @@ class OwnServer(OwnBus):
 
 
 class OwnRedis(OwnServer):
+    """It writes before it answers only with `appendfsync always`."""
+
     name, binary = "redis", "redis-server"
 
     def command(self) -> list[str]:
         return [
             "redis-server", "--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(self.folder),
-            "--appendonly", "yes", "--save", "",
+            "--appendonly", "yes", "--appendfsync", "always", "--save", "",
         ]  # fmt: skip
 
     @property
