@@ -11,7 +11,7 @@ import structlog
 from receiver.log import silence_clients
 from tests.bench.processes import folder
 from tests.conformance.own_servers import OWN_BUSES, OwnBus, OwnServer
-from tests.road.fan_out import ENDS, Told, tell
+from tests.road.fan_out import ENDS, Told, tell_own
 
 
 class HttpSink(OwnServer):
@@ -77,20 +77,10 @@ def read_lines(path: Path) -> list[str]:
     return [msgspec.json.decode(line)["id"] for line in path.read_bytes().splitlines()]
 
 
-async def run(make: type[OwnBus], events: int, kills: int) -> Told:
-    """Tell one bus of `events` events, and stop it."""
+async def run(kind: type[OwnBus], events: int, kills: int) -> Told:
+    """Tell one bus of `events` events."""
     with folder() as directory:
-        bus = make(directory)
-        environ = {
-            "KLING_RELAY_LEDGER": f"sqlite:///{directory / 'relay.db'}",
-            "KLING_RELAY_CONFIG": str(directory / "relay.toml"),
-            "KLING_RELAY_ALLOW_HOSTS": "127.0.0.1",
-        }
-        try:
-            await bus.start()
-            return await tell(bus, directory, environ, -(-events // len(ENDS)), kills=kills)
-        finally:
-            await bus.stop()
+        return await tell_own(kind, directory, -(-events // len(ENDS)), kills=kills)
 
 
 def show_buses(events: int) -> None:

@@ -118,3 +118,18 @@ async def tell(bus: OwnBus, folder: Path, environ: Mapping[str, str], tasks: int
     lost = sum(id not in seen for ids in expected for id in ids)
     disordered = sum(order != sorted(order) for order in orders)
     return Told(total, total / seconds, lost, len(arrived) - len(positions), disordered)
+
+
+async def tell_own(kind: type[OwnBus], folder: Path, tasks: int, *, kills: int = 0) -> Told:
+    """Start a bus, tell it of `tasks` tasks, and stop it."""
+    bus = kind(folder)
+    environ = {
+        "KLING_RELAY_LEDGER": f"sqlite:///{folder / 'relay.db'}",
+        "KLING_RELAY_CONFIG": str(folder / "relay.toml"),
+        "KLING_RELAY_ALLOW_HOSTS": "127.0.0.1",
+    }
+    try:
+        await bus.start()
+        return await tell(bus, folder, environ, tasks, kills=kills)
+    finally:
+        await bus.stop()

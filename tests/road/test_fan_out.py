@@ -11,7 +11,7 @@ from tests.conformance.own_servers import OWN_BUSES
 from tests.conformance.test_aws_destinations import Bus
 from tests.conformance.test_buses import AmqpBroker, Broker, NatsBroker, RedisBroker
 from tests.conftest import World
-from tests.road.fan_out import QUICK, hook, live, serving, tell, until
+from tests.road.fan_out import QUICK, hook, live, serving, tell_own, until
 
 
 @asynccontextmanager
@@ -69,17 +69,7 @@ async def test_with_one_bus_down_the_others_are_on_time_and_it_gets_all_when_it_
 
 @pytest.mark.parametrize("name", OWN_BUSES)
 async def test_a_bus_that_is_killed_twice_loses_nothing_and_keeps_each_tasks_order(name: str, tmp_path: Path) -> None:
-    bus = OWN_BUSES[name](tmp_path)
-    environ = {
-        "KLING_RELAY_LEDGER": f"sqlite:///{tmp_path / 'relay.db'}",
-        "KLING_RELAY_CONFIG": str(tmp_path / "relay.toml"),
-        "KLING_RELAY_ALLOW_HOSTS": "127.0.0.1",
-    }
-    try:
-        await bus.start()
-        told = await tell(bus, tmp_path, environ, 200, kills=2)
-    finally:
-        await bus.stop()
+    told = await tell_own(OWN_BUSES[name], tmp_path, 200, kills=2)
     assert (told.lost, told.disordered) == (0, 0), told
 
 

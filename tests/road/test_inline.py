@@ -6,13 +6,14 @@ from contextlib import asynccontextmanager
 
 import httpx
 import pytest
+from starlette.requests import Request
 from starlette.responses import Response
 
-from receiver.service import build_app
+from receiver.service import build_app, open_service
 from submitter.sandbox.server import free_socket, listening
-from submitter.task import Task
 from tests.bench import servers
 from tests.conftest import KEY, World
+from tests.road.fan_out import live
 from tests.road.many_processes import fill
 
 TOKEN = "t" * 16
@@ -60,18 +61,25 @@ async def test_a_healthy_hook_is_told_before_the_answer(world: World, client: ht
         await ledger.close()
 
 
+def hold(world: World) -> tuple[asyncio.Event, asyncio.Event]:
+    """Have the hook answer nobody until it is released; return what tells that it was called, and what releases it."""
+    called, released = asyncio.Event(), asyncio.Event()
+    quick = world.inbox.receive
+
+    async def slow(request: Request) -> Response:
+        called.set()
+        await released.wait()
+        return await quick(request)
+
+    world.inbox.receive = slow  # type: ignore[method-assign]
+    return called, released
+
+
 async def test_a_slow_hook_costs_the_budget_and_is_told_by_the_tick(
     world: World, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("receiver.delivery.LEASE_MARGIN_S", -14.9)  # what is cut off is due again after 0.1 s
-    release = asyncio.Event()
-    quick = world.inbox.receive
-
-    async def slow(request: object) -> Response:
-        await release.wait()
-        return await quick(request)  # type: ignore[arg-type]
-
-    world.inbox.receive = slow  # type: ignore[method-assign]
+    _, released = hold(world)
     async with inline(world, KLING_RELAY_DELIVER_BUDGET_S="0.3") as url:
         ledger = world.open_ledger()
         await fill(ledger, "b", 1)
@@ -81,7 +89,7 @@ async def test_a_slow_hook_costs_the_budget_and_is_told_by_the_tick(
         assert answer.status_code == 200  # the change is durable: a slow hook is not the vendor's concern
         assert asyncio.get_running_loop().time() - begun_s >= 0.3
         assert (await ledger.counts())["delivery.due"] == 1
-        release.set()
+        released.set()
         async with asyncio.timeout(10):
             while not (await tick(client, url))["delivered"]:
                 await asyncio.sleep(0.05)
@@ -89,31 +97,24 @@ async def test_a_slow_hook_costs_the_budget_and_is_told_by_the_tick(
         await ledger.close()
 
 
-async def test_one_that_is_cut_off_takes_no_other_with_it(world: World, client: httpx.AsyncClient) -> None:
-    """Requests of one process share its hooks; each waits for its own attempts alone."""
-    first = asyncio.Event()
-    release = asyncio.Event()
-    quick = world.inbox.receive
-
-    async def slow(request: object) -> Response:
-        first.set()
-        await release.wait()
-        return await quick(request)  # type: ignore[arg-type]
-
-    world.inbox.receive = slow  # type: ignore[method-assign]
-    async with inline(world, KLING_RELAY_DELIVER_BUDGET_S="1") as url:
-        ledger = world.open_ledger()
-        await fill(ledger, "b", 2)
-        one, other = servers.callbacks("b", 2)[2:]
-        cut_off = asyncio.create_task(call(client, url, one))
-        await first.wait()
-        await asyncio.sleep(0.8)  # so that the second's attempt is under way when the first's budget ends
-        late = asyncio.create_task(call(client, url, other))
-        assert (await cut_off).status_code == 200
-        assert not late.done()
-        release.set()
-        assert (await late).status_code == 200
-        assert "b-1" in {event["subject"] for event in world.inbox.events}
-        states: list[Task] = await ledger.get_many(["b-0", "b-1"])
-        assert {task.status.value for task in states} == {"succeed"}
-        await ledger.close()
+async def test_one_that_is_cut_off_takes_no_other_with_it(world: World) -> None:
+    """Requests of one process share its hooks; each waits for its own attempts, and ends those alone."""
+    called, released = hold(world)
+    await world.start(receiver=False)
+    service = open_service(world.settings)
+    try:
+        await live(service.ledger, "order-1")
+        first = asyncio.create_task(service.worker.deliver_within(0.3))
+        await called.wait()
+        await live(service.ledger, "order-2")
+        second = asyncio.create_task(service.worker.deliver_within(30))
+        await first  # it is cut off
+        assert not second.done()
+        released.set()
+        async with asyncio.timeout(20):
+            await second
+        told = await service.ledger.deliveries(hook=None, state=None, limit=9)
+        states = {(one.event.external_task_id, one.state) for one in told}
+        assert states == {("order-1", "due"), ("order-2", "done")}
+    finally:
+        await service.close()
