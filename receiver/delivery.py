@@ -7,6 +7,7 @@ whoever claims next, so a hook may get an event twice and never not at all.
 import asyncio
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Protocol
 
 import msgspec
@@ -102,7 +103,7 @@ class Dispatcher:
         self._destinations = destinations
         self._clock = clock
         self._metrics = metrics
-        self._sending = {hook.name: 0 for hook in hooks}
+        self._sending: dict[str, set[tuple[int, int]]] = {hook.name: set() for hook in hooks}
         self._breakers = {hook.name: Breaker() for hook in hooks}
         self._attempts: set[asyncio.Task[None]] = set()
         now_s = clock.now_s()
@@ -129,8 +130,10 @@ class Dispatcher:
         self.is_behind = any(room > 0 and taken[name] == room for name, room in rooms.items())
         for delivery in claimed.items:
             self.begun += 1
-            self._sending[delivery.hook] += 1
+            self._sending[delivery.hook].add((delivery.id, delivery.attempts))
             attempt = asyncio.create_task(self._attempt(delivery))
+            # One that is cancelled before its first step ends here, and nowhere else.
+            attempt.add_done_callback(partial(self._ended, delivery))
             self._attempts.add(attempt)
             if begun is not None:
                 begun.add(attempt)
@@ -145,12 +148,13 @@ class Dispatcher:
         return min(waits, default=None)
 
     def _room(self, hook: Hook, now_s: float) -> int:
-        room = hook.concurrency - self._sending[hook.name]
+        sending = len(self._sending[hook.name])
+        room = hook.concurrency - sending
         bucket = self._buckets.get(hook.name)
         if bucket is not None:
             self._buckets[hook.name] = bucket = bucket.at(now_s)
             room = min(room, int(bucket.tokens))
-        return self._breakers[hook.name].room(max(room, 0), self._sending[hook.name], now_s)
+        return self._breakers[hook.name].room(max(room, 0), sending, now_s)
 
     async def _attempt(self, delivery: Delivery) -> None:
         hook = self._hooks[delivery.hook]
@@ -166,13 +170,17 @@ class Dispatcher:
             log.error("delivery.unsettled", hook=hook.name, event_id=delivery.event.id, reason=str(error))
             return
         finally:
-            self._sending[hook.name] -= 1  # before it is settled: that wakes whoever claims the next
+            self._ended(delivery)  # before it is settled: that wakes whoever claims the next
         try:
             await self._ledger.settle(delivery, settlement)
             if outcome is not None:
                 await self._note(hook, outcome)
         except LedgerUnavailable as error:
             log.error("delivery.unsettled", hook=hook.name, event_id=delivery.event.id, reason=str(error))
+
+    def _ended(self, delivery: Delivery, _: object = None) -> None:
+        """Give back the room of an attempt, if it was not given back."""
+        self._sending[delivery.hook].discard((delivery.id, delivery.attempts))
 
     async def _send(self, hook: Hook, delivery: Delivery) -> tuple[Outcome, Settlement]:
         """Make the attempt, and return what became of it, and what that means."""

@@ -10,12 +10,12 @@ import asyncio
 import ssl
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import msgspec
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError, MessageSizeTooLargeError, RecordTooLargeError
 
 from receiver.cloudevents import encode, traceparent
 from receiver.destinations.base import Kept, Outcome, failed, wrong
-from receiver.destinations.batches import size_of, too_large
 from receiver.hooks import Hook
 from submitter.egress import AddressForbidden, require_allowed
 from submitter.event import Event
@@ -78,8 +78,8 @@ class KafkaDestination:
                 key=event.external_task_id.encode(),
                 headers=[(name, value.encode()) for name, value in headers.items()],
             )
-        except (MessageSizeTooLargeError, RecordTooLargeError):
-            return too_large(event, min(REQUEST_BYTES, size_of(event) - 1))
+        except (MessageSizeTooLargeError, RecordTooLargeError) as error:
+            return msgspec.structs.replace(failed(error), is_final=True)
         except BROKEN as error:
             return failed(error, self._password)
         return Outcome(True, f"partition {record.partition}, offset {record.offset}")

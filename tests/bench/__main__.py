@@ -23,7 +23,8 @@ from tests.bench import servers
 from tests.bench.buses import show_buses
 from tests.bench.ledgers import show_postgres
 from tests.bench.load import Load, drip, flood
-from tests.bench.processes import folder, free_port, listening_process
+from tests.bench.processes import folder, listening_process
+from tests.conformance.brokers import free_port
 
 ROUNDS = 5
 TASKS = 4000

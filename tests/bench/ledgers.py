@@ -16,7 +16,8 @@ from submitter.task import Task, TaskStatus
 from submitter.vendors.kling import PATIENCE
 from tests.bench import servers
 from tests.bench.load import Load, flood
-from tests.bench.processes import folder, free_port, listening_process
+from tests.bench.processes import folder, listening_process
+from tests.conformance.brokers import free_port
 from tests.road.many_processes import fill, flood_many
 
 SERVER = "postgresql://postgres@127.0.0.1:5432/test"

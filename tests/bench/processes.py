@@ -11,14 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
-def free_port() -> int:
-    """Return a port of loopback that nobody listens at."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 @contextmanager
 def listening_process(arguments: Sequence[str], port: int, log: Path) -> Iterator[subprocess.Popen[bytes]]:
     """Run Python with these arguments while the block runs, which begins once somebody listens at the port."""

@@ -14,8 +14,7 @@ from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-def
 from receiver.destinations import open_destination
 from receiver.destinations.base import Destination
 from receiver.hooks import Hook
-from submitter.sandbox.server import free_socket
-from tests.conformance.brokers import Proxy, is_listening
+from tests.conformance.brokers import Proxy, free_port, is_listening
 
 PARTITIONS = 3
 QUIET = logging.getLogger("tests.librdkafka")
@@ -29,9 +28,7 @@ class KafkaBroker:
 
     def __init__(self) -> None:
         self.name = f"kling-relay-test-{uuid.uuid4().hex[:12]}"
-        bound, _ = free_socket()
-        self.port: int = bound.getsockname()[1]
-        bound.close()
+        self.port = free_port()
         self.proxy = Proxy(self.port)
 
     async def start(self, *, authentication: bool = False) -> None:

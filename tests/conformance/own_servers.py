@@ -4,7 +4,6 @@ import asyncio
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import threading
 from abc import ABC, abstractmethod
@@ -22,7 +21,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from redis.asyncio import Redis
 
-from tests.conformance.brokers import is_listening
+from tests.conformance.brokers import free_port, is_listening
 from tests.conformance.kafka_broker import KafkaBroker
 from tests.conftest import needs
 
@@ -68,9 +67,7 @@ class OwnServer(OwnBus):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port: int = probe.getsockname()[1]
+        self.port = free_port()
         self.process: subprocess.Popen[bytes] | None = None
 
     @abstractmethod

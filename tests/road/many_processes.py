@@ -16,7 +16,8 @@ from submitter.ledger.base import Ledger
 from submitter.task import Task, TaskStatus
 from submitter.vendors.kling import PATIENCE
 from tests.bench import servers
-from tests.bench.processes import free_port, listening_process
+from tests.bench.processes import listening_process
+from tests.conformance.brokers import free_port
 from tests.road.fan_out import hook, until
 
 CONNECTIONS = 8

@@ -120,6 +120,23 @@ async def test_a_hook_that_hangs_delays_no_other_and_keeps_to_its_concurrency(le
     assert hangs.most == 3
 
 
+async def test_an_attempt_that_is_cancelled_before_it_begins_gives_its_room_back(ledger: SqliteLedger) -> None:
+    await filled(ledger, 2)
+    clock = HandClock()
+    works = Slow(is_open=True)
+    dispatcher = Dispatcher(ledger, [Hook("works", "https://a", concurrency=2)], {"works": works}, clock)
+    begun: set[asyncio.Task[None]] = set()
+    await dispatcher.dispatch(begun)
+    for attempt in begun:  # as a budget that ends just now does
+        attempt.cancel()
+    await asyncio.gather(*begun, return_exceptions=True)
+    assert works.sent == 0
+    clock.pass_s(3600)  # the leases end
+    await dispatcher.dispatch()
+    await dispatcher.finish()
+    assert works.sent == 2
+
+
 async def test_a_rate_is_enforced(ledger: SqliteLedger) -> None:
     await filled(ledger, 20)
     clock = HandClock()
