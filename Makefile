@@ -19,22 +19,29 @@ check: .venv/installed  ## style, types, the import contract, fresh pins
 	$(BIN)/lint-imports
 	$(BIN)/uv pip compile $(LOCK) --quiet --output-file .venv/requirements.txt
 	diff requirements.txt .venv/requirements.txt
+	$(BIN)/uv pip compile $(LOCK_MINISTACK) --quiet --output-file .venv/ministack.txt
+	diff tests/ministack.txt .venv/ministack.txt
 
 bench: .venv/installed  ## the figures of the README
 	$(BIN)/python -m tests.bench
 
 LOCK := pyproject.toml --universal --all-extras --group dev --generate-hashes --no-header
+# A stand-in for AWS, whose own requirements are nobody else's.
+LOCK_MINISTACK := tests/ministack.in --universal --generate-hashes --no-header
 lock: .venv/installed  ## pin anew what pyproject.toml asks for
 	$(BIN)/uv pip compile $(LOCK) --quiet --upgrade --output-file requirements.txt
+	$(BIN)/uv pip compile $(LOCK_MINISTACK) --quiet --upgrade --output-file tests/ministack.txt
 
 install: .venv/installed
 
-.venv/installed: requirements.txt pyproject.toml
+.venv/installed: requirements.txt tests/ministack.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or later is needed: make PYTHON=python3.12")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --require-hashes -r requirements.txt
 	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps -e .
-	cp requirements.txt .venv/requirements.txt
+	test -x .venv/ministack/bin/python || $(PYTHON) -m venv .venv/ministack
+	.venv/ministack/bin/python -m pip install --quiet --require-hashes -r tests/ministack.txt
+	cp requirements.txt tests/ministack.txt .venv/
 	touch $@
 
 clean:

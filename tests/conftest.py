@@ -40,6 +40,7 @@ from submitter.sandbox.server import free_socket, listening
 from submitter.submit import Submitter
 from submitter.task import TaskStatus
 from submitter.watch import SubmittedTask
+from tests.conformance.aws_stand_ins import MINISTACK, run_ministack, run_moto
 from tests.conformance.brokers import is_listening
 
 # Shared machines are slow now and then: a property is about values, not about time.
@@ -261,20 +262,28 @@ another_postgres_url = pytest.fixture(postgres_schema, name="another_postgres_ur
 @pytest.fixture(scope="session")
 def moto() -> Iterator[str]:
     """AWS's stand-in, by its URL."""
-    from moto.server import ThreadedMotoServer
+    with run_moto() as url:
+        yield url
 
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
+
+@pytest.fixture(scope="session")
+def ministack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Another stand-in for AWS, by its URL."""
+    needs("ministack (make install)", is_there=MINISTACK.exists())
+    with run_ministack(tmp_path_factory.mktemp("ministack")) as url:
+        yield url
 
 
 @pytest.fixture
 def aws(moto: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """The settings by which AWS's clients find its stand-in, whose URL this is."""
+    return use_aws(moto, monkeypatch)
+
+
+def use_aws(url: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Let AWS's clients find the stand-in at this URL, and return it."""
     values = {
-        "AWS_ENDPOINT_URL": moto,
+        "AWS_ENDPOINT_URL": url,
         "AWS_REGION": "us-east-1",
         "AWS_DEFAULT_REGION": "us-east-1",
         "AWS_ACCESS_KEY_ID": "key",
@@ -282,7 +291,7 @@ def aws(moto: str, monkeypatch: pytest.MonkeyPatch) -> str:
     }
     for name, value in values.items():
         monkeypatch.setenv(name, value)
-    return moto
+    return url
 
 
 @pytest.fixture(autouse=True)

@@ -212,15 +212,19 @@ class Ledger(Protocol):
         """Return what is in quarantine, the newest first."""
         ...
 
-    async def records(self, after_id: str | None, limit: int) -> list[Record]:
-        """Return tasks with all that hangs on them, by their ids; `after_id` continues behind that task.
+    async def ids(self, after_id: str | None, limit: int) -> list[str]:
+        """Return the tasks' ids, in the ledger's own order; `after_id` continues behind that task."""
+        ...
+
+    async def records(self, external_task_ids: Sequence[str]) -> list[Record]:
+        """Return these tasks, which exist, with all that hangs on them, in this order.
 
         Of an event that no hook was given yet, nothing tells: give it to them first (`claim_deliveries`).
         """
         ...
 
     async def load(self, records: Sequence[Record]) -> None:
-        """Store what another ledger's `records` returned, as one transaction. For a ledger that nobody uses."""
+        """Store what another ledger's `records` returned. For a ledger that nobody uses."""
         ...
 
     async def disabled(self) -> list[Disabled]:
@@ -269,9 +273,14 @@ def shown(url: str) -> str:
 def open_ledger(url: str) -> Ledger:
     """Open the ledger that `url` names; raise InvalidSettings, naming the remedy.
 
-    `sqlite:///relative.db` or `sqlite:////absolute.db`; `postgresql://user:password@host/database?schema=...`.
+    `sqlite:///relative.db` or `sqlite:////absolute.db`; `postgresql://user:password@host/database?schema=...`;
+    `dynamodb://table?region=...`.
     """
     scheme = urlsplit(url).scheme
+    if scheme == "dynamodb":
+        from submitter.ledger.dynamodb import DynamoLedger
+
+        return DynamoLedger(url)
     if scheme == "sqlite" and url.startswith("sqlite:///") and len(url) > len("sqlite:///"):
         from submitter.ledger.sqlite import SqliteLedger
 
@@ -285,6 +294,6 @@ def open_ledger(url: str) -> Ledger:
             raise InvalidSettings([problem]) from error
 
         return PostgresLedger(url)
-    remedy = "Use sqlite:///relay.db, sqlite:////an/absolute/path.db, or postgresql://user:password@host/database."
-    limit = "sqlite:///path or postgresql://host/database"
+    remedy = "Use sqlite:///relay.db, sqlite:////an/absolute/path.db, or one of the others."
+    limit = "sqlite:///path, postgresql://user:password@host/database or dynamodb://table?region=..."
     raise InvalidSettings([Problem("KLING_RELAY_LEDGER", f"scheme {scheme!r}", limit, remedy)])

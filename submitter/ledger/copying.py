@@ -29,11 +29,12 @@ async def copy(source: Ledger, target: Ledger, tell: Callable[[Copied], None] = 
     """
     copied = Copied()
     after: str | None = None
-    while page := await source.records(after, PAGE):
+    while ids := await source.ids(after, PAGE):
+        page = await source.records(ids)
         await target.load(page)
-        if await target.records(after, PAGE) != page:
+        if await target.records(ids) != page:
             raise LedgerUnavailable(f"the copy differs from its source behind the task {after!r}; {REMEDY}")
-        after = page[-1].task.external_task_id
+        after = ids[-1]
         copied = Copied(
             copied.tasks + len(page),
             copied.events + sum(len(record.events) for record in page),

@@ -315,9 +315,12 @@ class PostgresLedger:
 
     # -- whole records ------------------------------------------------------------------------
 
-    async def records(self, after_id: str | None, limit: int) -> list[Record]:
-        rows = await self._fetch(whole.TASKS, after_id, limit)
-        ids = [row["external_task_id"] for row in rows]
+    async def ids(self, after_id: str | None, limit: int) -> list[str]:
+        return [row["external_task_id"] for row in await self._fetch(whole.IDS, after_id, limit)]
+
+    async def records(self, external_task_ids: Sequence[str]) -> list[Record]:
+        ids = list(external_task_ids)
+        rows = await self._fetch(whole.TASKS, ids)
         events, deliveries = defaultdict(list), defaultdict(list)
         for row in await self._fetch(whole.EVENTS, ids):
             events[row["external_task_id"]].append(read_event(row))

@@ -3,10 +3,13 @@
 from submitter.task import SETTLED
 
 # $1 continue behind this id (or NULL), $2 how many
-TASKS = """
-SELECT external_task_id, doc, poll_at_ms FROM SCHEMA.tasks WHERE $1::text IS NULL OR external_task_id > $1
+IDS = """
+SELECT external_task_id FROM SCHEMA.tasks WHERE $1::text IS NULL OR external_task_id > $1
 ORDER BY external_task_id LIMIT $2
 """
+
+# $1 tasks
+TASKS = "SELECT external_task_id, doc, poll_at_ms FROM SCHEMA.tasks WHERE external_task_id = ANY ($1)"
 
 # $1 tasks
 EVENTS = """

@@ -10,12 +10,12 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 import asyncpg
 
 from submitter.errors import InvalidSettings, LedgerUnavailable, Problem
+from submitter.ledger.changes import Changes
 
 CONNECTIONS = 4
 TIMEOUT_S = 30
 STATEMENTS = 100
 TRIES = 3  # of what a deadlock or a serialization failure undid
-WATCH_S = 1.0  # how soon another process's commit is seen where no notice of it comes
 SCHEMA = "kling_relay"
 
 BROKEN = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError)
@@ -124,16 +124,15 @@ class Server:
                 await db.execute(self.sql("UPDATE SCHEMA.version SET applied = $1"), known)
 
 
-class Notices:
+class Notices(Changes):
     """Who waits for a change is woken by this process's own at once, and by another's notice (LISTEN).
 
     A notice goes out with the transaction that it tells of: nothing is left to do behind it.
     """
 
     def __init__(self, server: Server) -> None:
+        super().__init__()
         self._server = server
-        self.mark = 0
-        self._changed = asyncio.Event()
         self._listener: asyncpg.Connection[asyncpg.Record] | None = None
         self._connecting = asyncio.Lock()
         self._closed = False
@@ -141,21 +140,8 @@ class Notices:
     async def changed(self, mark: int, timeout_s: float | None) -> None:
         """Return once something changed since `mark`, or after `timeout_s`; raise LedgerUnavailable."""
         await self._listen()
-        if self.mark != mark or self._closed:
-            return
-        # A notice may be lost with its connection, or swallowed by a pooler: nobody waits for ever.
-        try:
-            async with asyncio.timeout(WATCH_S if timeout_s is None else min(WATCH_S, timeout_s)):
-                await self._changed.wait()
-        except TimeoutError:
-            if timeout_s is None or timeout_s > WATCH_S:
-                self.wake()
-
-    def wake(self) -> None:
-        """Wake who waits here. The other processes get a notice with the commit, or look within a second."""
-        self.mark += 1
-        self._changed.set()
-        self._changed = asyncio.Event()
+        if not self._closed:  # a notice may be lost with its connection, or swallowed by a pooler
+            await self.wait(mark, timeout_s)
 
     async def close(self) -> None:
         """Listen no more."""

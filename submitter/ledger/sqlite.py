@@ -230,8 +230,11 @@ class SqliteLedger:
 
     # -- whole records ------------------------------------------------------------------------
 
-    async def records(self, after_id: str | None, limit: int) -> list[Record]:
-        return await self._read(lambda db: sqlite_records.read(db, after_id, limit))
+    async def ids(self, after_id: str | None, limit: int) -> list[str]:
+        return await self._read(lambda db: sqlite_records.read_ids(db, after_id, limit))
+
+    async def records(self, external_task_ids: Sequence[str]) -> list[Record]:
+        return await self._read(lambda db: sqlite_records.read(db, external_task_ids))
 
     async def load(self, records: Sequence[Record]) -> None:
         def run(db: sqlite3.Connection) -> None:

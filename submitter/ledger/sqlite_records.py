@@ -25,14 +25,20 @@ ORDER BY created_at_ms LIMIT ?
 """
 
 
-def read(db: sqlite3.Connection, after_id: str | None, limit: int) -> list[Record]:
-    """Return whole records, by their tasks' ids."""
-    rows = db.execute(
-        "SELECT external_task_id, doc, poll_at_ms FROM tasks WHERE ?1 IS NULL OR external_task_id > ?1"
-        " ORDER BY external_task_id LIMIT ?2",
-        (after_id, limit),
-    ).fetchall()
-    ids = msgspec.json.encode([row[0] for row in rows]).decode()
+def read_ids(db: sqlite3.Connection, after_id: str | None, limit: int) -> list[str]:
+    """Return the tasks' ids, in their order."""
+    statement = (
+        "SELECT external_task_id FROM tasks WHERE ?1 IS NULL OR external_task_id > ?1"
+        " ORDER BY external_task_id LIMIT ?2"
+    )
+    return [row[0] for row in db.execute(statement, (after_id, limit))]
+
+
+def read(db: sqlite3.Connection, external_task_ids: Sequence[str]) -> list[Record]:
+    """Return whole records."""
+    ids = msgspec.json.encode(external_task_ids).decode()
+    statement = f"SELECT external_task_id, doc, poll_at_ms FROM tasks WHERE external_task_id IN {IN}"
+    tasks = {id: (doc, poll_at_ms) for id, doc, poll_at_ms in db.execute(statement, (ids,))}
     events, deliveries = defaultdict(list), defaultdict(list)
     for row in db.execute(
         "SELECT id, type, external_task_id, sequence, time_ms, body FROM events"
@@ -45,7 +51,7 @@ def read(db: sqlite3.Connection, after_id: str | None, limit: int) -> list[Recor
         delivery = msgspec.structs.replace(read_delivery(row), id=0)
         deliveries[delivery.event.external_task_id].append(delivery)
     decode = msgspec.json.Decoder(Task).decode
-    return [Record(decode(doc), poll_at_ms, events[id], deliveries[id]) for id, doc, poll_at_ms in rows]
+    return [Record(decode(tasks[id][0]), tasks[id][1], events[id], deliveries[id]) for id in external_task_ids]
 
 
 def write_events(db: sqlite3.Connection, records: Sequence[Record]) -> None:

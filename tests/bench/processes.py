@@ -1,21 +1,30 @@
 """The processes and folders that the benchmark works with."""
 
+import os
 import shutil
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 
 @contextmanager
-def listening_process(arguments: Sequence[str], port: int, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+def listening_process(
+    arguments: Sequence[str],
+    port: int,
+    log: Path,
+    *,
+    python: str = sys.executable,
+    settings: Mapping[str, str] | None = None,
+) -> Iterator[subprocess.Popen[bytes]]:
     """Run Python with these arguments while the block runs, which begins once somebody listens at the port."""
     with log.open("w") as file:
-        process = subprocess.Popen([sys.executable, *arguments], stdout=file, stderr=file)
+        environ = os.environ | (settings or {})
+        process = subprocess.Popen([python, *arguments], stdout=file, stderr=file, env=environ)
         try:
             deadline = time.monotonic() + 30
             while True:

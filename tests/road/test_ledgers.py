@@ -49,13 +49,14 @@ async def test_everything_is_copied_there_and_back(source: str, postgres_url: st
     back = f"sqlite:///{tmp_path / 'back.db'}"
     assert (await run("copy", postgres_url, back, ledger=source)).exit_code == 0
     ledgers = [open_ledger(url) for url in (source, postgres_url, back)]
-    for after in (None, "t0100", "unrouted"):
-        pages = [await ledger.records(after, 50) for ledger in ledgers]
-        assert pages[0] == pages[1] == pages[2]
+    ids = [sorted(await ledger.ids(None, 1000)) for ledger in ledgers]
+    assert ids[0] == ids[1] == ids[2]
+    records = [await ledger.records(ids[0]) for ledger in ledgers]
+    assert records[0] == records[1] == records[2]
     for ledger in ledgers:
         assert await ledger.disabled() == [Disabled("web", "t1", "HTTP 410")]
         assert [(entry.body, entry.times) for entry in await ledger.quarantined(9)] == [(b"\xff\x00", 3)]
-        assert [one.hook for one in (await ledger.records("t9", 9))[0].deliveries] == ["web"]  # it was routed first
+        assert [one.hook for one in (await ledger.records(["unrouted"]))[0].deliveries] == ["web"]
         await ledger.close()
 
 
