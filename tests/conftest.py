@@ -275,6 +275,13 @@ def ministack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture
+def dynamodb_url(ministack: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A ledger's URL on a stand-in for DynamoDB, with a table of its own."""
+    use_aws(ministack, monkeypatch)
+    return f"dynamodb://relay-{uuid.uuid4().hex[:12]}"
+
+
+@pytest.fixture
 def aws(moto: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """The settings by which AWS's clients find its stand-in, whose URL this is."""
     return use_aws(moto, monkeypatch)

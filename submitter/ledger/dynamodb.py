@@ -44,6 +44,7 @@ from submitter.ledger.dynamodb_items import (
     family,
     gate_key,
     key,
+    key_of,
     moment,
     number,
     pointer_item,
@@ -265,14 +266,14 @@ class DynamoLedger:
             condition, change = "#queue = :queue AND #at <= :now", "SET #at = :until"
             try:
                 item = await self._table.update(
-                    _key_of(watched), change, condition, queue=queue, now=text(moment(now_ms)), until=until
+                    key_of(watched), change, condition, queue=queue, now=text(moment(now_ms)), until=until
                 )
             except Conflict:
                 return None
             return str(item["id"]["S"])
 
         queue = self._deliveries.queue("poll", now_ms)
-        ids = await queue.claim(limit, take)
+        ids, _ = await queue.claim(limit, take)
         if ids:
             queue.note_due(now_ms + lease_ms)
         return Claimed(await self.get_many(ids), queue.next_due_ms)
@@ -282,7 +283,7 @@ class DynamoLedger:
             condition = "attribute_exists(#queue) AND attribute_exists(#known)"
             try:
                 if watched["at"]["S"] > moment(now_ms):
-                    await self._table.update(_key_of(watched), "SET #at = :now", condition, now=text(moment(now_ms)))
+                    await self._table.update(key_of(watched), "SET #at = :now", condition, now=text(moment(now_ms)))
             except Conflict:  # it has just ended
                 return False
             return True
@@ -353,7 +354,7 @@ class DynamoLedger:
         )
         entries = [entry for found in await asyncio.gather(*shards) for entry in found]
         newest = sorted(entries, key=lambda entry: str(entry["made"]["S"]))[::-1][:limit]
-        found = [read_quarantined(item) for item in await self._table.get_many(map(_key_of, newest))]
+        found = [read_quarantined(item) for item in await self._table.get_many(map(key_of, newest))]
         return sorted(found, key=lambda entry: -entry.received_at_ms)
 
     async def counts(self) -> Mapping[str, int]:
@@ -394,7 +395,3 @@ class DynamoLedger:
     async def close(self) -> None:
         self._changes.wake()
         self.client.close()
-
-
-def _key_of(item: Item) -> Item:
-    return {"pk": item["pk"], "sk": item["sk"]}

@@ -16,6 +16,7 @@ from submitter.ledger.dynamodb_items import (
     delivery_key,
     family,
     key,
+    key_of,
     moment,
     number,
     place_of,
@@ -28,7 +29,9 @@ from submitter.ledger.dynamodb_queue import Queue
 from submitter.ledger.dynamodb_table import Conflict, Table
 
 ROUTE_MAX = 400  # events that one claim gives to hooks
-SOON_MS = 50  # when to look again after somebody else was faster
+BETWEEN = "#sort BETWEEN :first AND :last"
+SEQUENCE_MAX = 9_999_999_999
+SOON_MS = 50  # when to look again for what somebody else is about to do
 
 
 class Deliveries:
@@ -67,7 +70,7 @@ class Deliveries:
         limit = -(-ROUTE_MAX // self._shards)
         shards = range(self._shards)
         found = await asyncio.gather(*(self._table.query("due", f"outbox#{shard}", limit) for shard in shards))
-        keys = fresh + [{"pk": entry["pk"], "sk": entry["sk"]} for entries in found for entry in entries]
+        keys = fresh + [key_of(entry) for entries in found for entry in entries]
         events = [item for item in await self._table.get_many(keys) if "queue" in item]
         await asyncio.gather(*(self._give(item, routes, reasons, now_ms) for item in events))
         return bool(self._fresh_events) or any(len(entries) == limit for entries in found)
@@ -109,10 +112,10 @@ class Deliveries:
 
         async def take(entry: Item) -> Delivery | None:
             try:
-                if route.ordered and not await self._is_its_turn(entry, now_ms):
+                if route.ordered and not await self._is_its_turn(entry, route.hook, queue, now_ms):
                     return None
                 item = await self._table.update(
-                    {"pk": entry["pk"], "sk": entry["sk"]},
+                    key_of(entry),
                     "SET #attempts = #attempts + :one, #at = :until, #due = :due, #ordered = :ordered",
                     "#queue = :queue AND #at <= :now",
                     queue=entry["queue"],
@@ -123,61 +126,56 @@ class Deliveries:
                     ordered={"BOOL": route.ordered},
                 )
             except Conflict:
-                queue.note_due(now_ms + SOON_MS)
                 return None
             return read_delivery(item)
 
-        hints = self._fresh.pop(route.hook, [])
-        claimed = await queue.claim(route.room, take, hints)
+        hints = sorted(
+            self._fresh.pop(route.hook, []), key=lambda item: (item["at"]["S"], item["pk"]["S"], item["sk"]["S"])
+        )
+        claimed, untried = await queue.claim(route.room, take, hints)
+        self._fresh[route.hook].extend(untried)
         if len(claimed) == route.room:  # the end of one wakes the caller
-            self._fresh[route.hook].extend(hints[route.room :])
             return Claimed(claimed, None)
         if claimed:
             queue.note_due(until_ms)
         return Claimed(claimed, queue.next_due_ms)
 
-    async def _is_its_turn(self, entry: Item, now_ms: int) -> bool:
+    async def _is_its_turn(self, entry: Item, hook: str, queue: Queue, now_ms: int) -> bool:
         """Tell whether no earlier event of the task is on its way to the hook, or to come.
 
         One that must wait is put behind the one that it waits for, so that it is in nobody's way.
         """
-        pk, sk = entry["pk"]["S"], entry["sk"]["S"]
-        prefix, sequence = sk[:-10], sk[-10:]
-        if int(sequence) == 1:
+        pk, sequence = entry["pk"]["S"], int(entry["sk"]["S"][-10:])
+        if sequence == 1:
             return True
-        where = "#sort BETWEEN :first AND :before"
-        ends = {name: f"{int(number):010d}" for name, number in (("first", 0), ("before", int(sequence) - 1))}
         earlier, unrouted = await asyncio.gather(
-            *(self._table.query(None, pk, where=where, **_texts(start, ends)) for start in (prefix, "e#"))
+            *(
+                self._table.query(None, pk, where=BETWEEN, **_span(start, 0, sequence - 1))
+                for start in (f"d#{hook}#", "e#")
+            )
         )
-        if any("queue" in event for event in unrouted):
-            raise Conflict
+        if any("queue" in event for event in unrouted):  # somebody else is about to
+            queue.note_due(now_ms + SOON_MS)
+            return False
         before = next((item for item in earlier if item["state"]["S"] == "due"), None)
         if before is None:
             return True
-        if before["at"]["S"] > moment(now_ms):
-            await self._table.transact(
-                [
-                    self._table.action(
-                        "Update",
-                        "#queue = :queue AND #at <= :now",
-                        "SET #at = :later, #waits = :waits",
-                        key={"pk": entry["pk"], "sk": entry["sk"]},
-                        queue=entry["queue"],
-                        now=text(moment(now_ms)),
-                        later=before["at"],
-                        waits={"BOOL": True},
-                    ),
-                    self._table.action(
-                        "ConditionCheck",
-                        "#state = :due AND #at = :later",
-                        key={"pk": before["pk"], "sk": before["sk"]},
-                        due=text("due"),
-                        later=before["at"],
-                    ),
-                ]
-            )
+        if before["at"]["S"] <= moment(now_ms):  # it is being claimed
+            self._fresh[hook].append(entry)
+        else:
+            await self._table.transact(self._wait(entry, before, now_ms))
         return False
+
+    def _wait(self, entry: Item, before: Item, now_ms: int) -> list[Item]:
+        """Return the writes that make a delivery wait for another, if that is still on its way."""
+        later, now = before["at"], text(moment(now_ms))
+        condition, change = "#queue = :queue AND #at <= :now", "SET #at = :later, #waits = :waits"
+        values = {"queue": entry["queue"], "now": now, "later": later, "waits": {"BOOL": True}}
+        still = "#state = :due AND #at = :later"
+        return [
+            self._table.action("Update", condition, change, key=key_of(entry), **values),
+            self._table.action("ConditionCheck", still, key=key_of(before), due=text("due"), later=later),
+        ]
 
     # -- settling -----------------------------------------------------------------------------
 
@@ -227,12 +225,11 @@ class Deliveries:
     async def _let_on(self, ended: Item) -> None:
         """Make the delivery that waits for one that has ended due now."""
         pk, sk = ended["pk"]["S"], ended["sk"]["S"]
-        bounds: Item = {"after": text(f"{sk[:-10]}{int(sk[-10:]) + 1:010d}"), "last": text(f"{sk[:-10]}9999999999")}
-        later = await self._table.query(None, pk, where="#sort BETWEEN :after AND :last", **bounds)
+        later = await self._table.query(None, pk, where=BETWEEN, **_span(sk[:-10], int(sk[-10:]) + 1, SEQUENCE_MAX))
         waiting = next((item for item in later if item["state"]["S"] == "due"), None)
         if waiting is None or "waits" not in waiting:
             return
-        at = {"pk": waiting["pk"], "sk": waiting["sk"]}
+        at = key_of(waiting)
         change, condition = "SET #at = :now REMOVE #waits", "#state = :due AND attribute_exists(#waits)"
         try:
             item = await self._table.update(at, change, condition, now=text(moment(0)), due=text("due"))
@@ -244,7 +241,7 @@ class Deliveries:
         """Make everything that is due for a disabled hook a dead letter."""
 
         async def bury(entry: Item) -> None:
-            at = {"pk": entry["pk"], "sk": entry["sk"]}
+            at = key_of(entry)
             try:
                 await self._become(at, dead, "#state = :held", 0, held=text("due"))
             except Conflict:
@@ -260,7 +257,7 @@ class Deliveries:
         """Make dead letters due again, and enable the hook; return how many there were."""
 
         async def revive(entry: Item) -> bool:
-            at = {"pk": entry["pk"], "sk": entry["sk"]}
+            at = key_of(entry)
             again = Settlement("due", due_at_ms=now_ms)
             try:
                 item = await self._become(at, again, "#state = :held", now_ms, held=text("dead"))
@@ -296,7 +293,7 @@ class Deliveries:
         lists = (
             self._table.query(index, name, limit, only=only, is_newest_first=True, **asked) for index, name in queues
         )
-        keys = [{"pk": entry["pk"], "sk": entry["sk"]} for found in await asyncio.gather(*lists) for entry in found]
+        keys = [key_of(entry) for found in await asyncio.gather(*lists) for entry in found]
         items = sorted(await self._table.get_many(keys), key=lambda item: (item["made"]["S"], item["hook"]["S"]))[::-1]
         found = [read_delivery(item) for item in items if state in (None, item["state"]["S"])]
         return found[:limit]
@@ -360,5 +357,5 @@ def _disabled(route: Route, known: Mapping[str, Item]) -> str | None:
     return None if item is None or item["target"]["S"] != route.target else str(item["reason"]["S"])
 
 
-def _texts(prefix: str, ends: Mapping[str, str]) -> Item:
-    return {name: text(prefix + end) for name, end in ends.items()}
+def _span(prefix: str, first: int, last: int) -> Item:
+    return {"first": text(f"{prefix}{first:010d}"), "last": text(f"{prefix}{last:010d}")}

@@ -70,6 +70,11 @@ def family(external_task_id: str) -> str:
     return f"T#{external_task_id}"
 
 
+def key_of(item: Item) -> Item:
+    """Return an item's key, or an index's entry's."""
+    return {"pk": item["pk"], "sk": item["sk"]}
+
+
 def task_key(external_task_id: str) -> Item:
     """Return the key of a task."""
     return key(family(external_task_id), "task")

@@ -1,7 +1,7 @@
 """What is due in one queue of DynamoDB's index `due`, over all its shards."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
 from submitter.ledger.dynamodb_items import Item, moment
@@ -26,26 +26,31 @@ class Queue:
         """Note that something is due at a time."""
         self.next_due_ms = at_ms if self.next_due_ms is None else min(self.next_due_ms, at_ms)
 
-    async def claim(self, room: int, take: Take[T], hints: Iterable[Item] = ()) -> list[T]:
-        """Take up to `room` of what is due, the longest overdue first; `hints` come before what the index shows."""
+    async def claim(self, room: int, take: Take[T], hints: Sequence[Item] = ()) -> tuple[list[T], list[Item]]:
+        """Take up to `room` of what is due, the longest overdue first; `hints` come before what the index shows.
+
+        Return what was taken, and the hints that there was no room to try.
+        """
         got: list[T] = []
         tried: set[tuple[str, str]] = set()
-        entries = list(hints)
-        is_full = True
-        while True:
-            for entry in entries:  # of one look; each is tried once
-                if entry["at"]["S"] > moment(self._now_ms):
-                    self.note_due(int(entry["at"]["S"]))
-            due = [entry for entry in entries if entry["at"]["S"] <= moment(self._now_ms) and _id(entry) not in tried]
-            while due and len(got) < room:
-                batch = [due.pop(0) for _ in range(min(len(due), room - len(got)))]
+        entries, may_be_more = list(hints), True
+        while True:  # each look shows some entries, of which each is tried once
+            due = {_id(entry): entry for entry in entries if entry["at"]["S"] <= moment(self._now_ms)}
+            later = [entry for entry in entries if _id(entry) not in due]
+            if later:
+                self.note_due(min(int(entry["at"]["S"]) for entry in later))
+            left = [entry for id, entry in due.items() if id not in tried]
+            before = len(tried) - len(got)
+            while left and len(got) < room:
+                batch, left = left[: room - len(got)], left[room - len(got) :]
                 tried.update(map(_id, batch))
                 got.extend([taken for taken in await asyncio.gather(*map(take, batch)) if taken is not None])
-            if due:
+            if left:
                 self.note_due(self._now_ms)
-            if len(got) == room or not is_full:
-                return got
-            entries, is_full = await self._look(room + len(tried))
+            was_lost = len(tried) - len(got) > before  # it has another place now
+            if len(got) == room or not (may_be_more or was_lost):
+                return got, [hint for hint in hints if _id(hint) not in tried]
+            entries, may_be_more = await self._look(room + len(tried))
 
     async def _look(self, limit: int) -> tuple[list[Item], bool]:
         """Return the first entries of all shards, and whether there may be more that are due."""

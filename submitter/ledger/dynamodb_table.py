@@ -10,7 +10,7 @@ from typing import Any
 
 from submitter.errors import LedgerUnavailable
 from submitter.ledger.dynamodb_client import DynamoClient, Refused
-from submitter.ledger.dynamodb_items import Item, table_of, text
+from submitter.ledger.dynamodb_items import Item, key_of, table_of, text
 
 GET_MAX, WRITE_MAX = 100, 25  # of one batch
 READY_AFTER_S = 60
@@ -56,7 +56,7 @@ class Table:
         """Store and delete many items, each by itself; of two with the same key the last is stored."""
         latest = {(item["pk"]["S"], item["sk"]["S"]): item for item in puts}
         requests: list[Item] = [{"PutRequest": {"Item": item}} for item in latest.values()]
-        requests.extend({"DeleteRequest": {"Key": {"pk": item["pk"], "sk": item["sk"]}}} for item in deletes)
+        requests.extend({"DeleteRequest": {"Key": key_of(item)}} for item in deletes)
         batches = [requests[start : start + WRITE_MAX] for start in range(0, len(requests), WRITE_MAX)]
         await asyncio.gather(*map(self._write_batch, batches))
 

@@ -4,9 +4,11 @@ Each keeps its own idea of DynamoDB, so what passes on both stands on neither's 
 """
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 from tests.bench.processes import listening_process
 from tests.conformance.brokers import free_port
@@ -16,14 +18,29 @@ MINISTACK = Path(sys.prefix) / "ministack" / "bin" / "python"
 
 @contextmanager
 def run_moto() -> Iterator[str]:
-    """Run moto, and give its URL."""
-    from moto.server import ThreadedMotoServer
+    """Run moto, and give its URL.
 
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
+    Of DynamoDB it is asked one thing at a time: a transaction that it refuses takes everything
+    back that others wrote meanwhile.
+    """
+    from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
+    from werkzeug.serving import make_server
+
+    moto, one_at_a_time = DomainDispatcherApplication(create_backend_app), threading.Lock()
+
+    def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        is_dynamodb = environ.get("HTTP_X_AMZ_TARGET", "").startswith("DynamoDB")
+        with one_at_a_time if is_dynamodb else nullcontext():
+            answer: Iterable[bytes] = moto(environ, start_response)
+            return answer
+
+    server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=MotoRequestHandler)
+    serving = threading.Thread(target=server.serve_forever)
+    serving.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+    serving.join()
 
 
 @contextmanager

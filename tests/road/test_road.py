@@ -22,12 +22,12 @@ def queries(world: World) -> int:
     return sum(world.kling.counts[name] for name in ("query_v2", "query_v1", "list_v1", "list_v2"))
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=["sqlite", "postgresql", "dynamodb"])
 def ledger_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """The whole road, on each ledger."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path / 'relay.db'}"
-    return str(request.getfixturevalue("postgres_url"))
+    return str(request.getfixturevalue("postgres_url" if request.param == "postgresql" else "dynamodb_url"))
 
 
 @pytest.mark.parametrize("api", ["v1", "v2"])
