@@ -41,6 +41,8 @@ async def copy(source: Ledger, target: Ledger, tell: Callable[[Copied], None] = 
             copied.deliveries + sum(len(record.deliveries) for record in page),
         )
         tell(copied)
+    if await _count(target) != copied.tasks:
+        raise LedgerUnavailable(f"the copy differs from its source: it has {await _count(target)} tasks; {REMEDY}")
     for hook in await source.disabled():
         await target.disable(hook)
     kept = await source.quarantined(QUARANTINE_MAX)
@@ -49,3 +51,10 @@ async def copy(source: Ledger, target: Ledger, tell: Callable[[Copied], None] = 
     if await target.disabled() != await source.disabled() or len(await target.quarantined(QUARANTINE_MAX)) != len(kept):
         raise LedgerUnavailable(f"the copy's disabled hooks or quarantine differ from the source's; {REMEDY}")
     return msgspec.structs.replace(copied, quarantined=len(kept))
+
+
+async def _count(ledger: Ledger) -> int:
+    count, after = 0, None
+    while ids := await ledger.ids(after, PAGE):
+        count, after = count + len(ids), ids[-1]
+    return count

@@ -29,11 +29,15 @@ from tests.conformance.dynamodb_road import BadRoad, Fault, bad_road, refusal
 from tests.conformance.ledgers import ALL, NOW, LedgerSuite, Open, report, succeed, task
 from tests.conftest import use_aws
 
+LOCAL = os.environ.get("KLING_RELAY_TEST_DYNAMODB")
+"""The URL of DynamoDB Local, where somebody has one: then the tests stand on it too."""
 
-@pytest.fixture(params=["moto", "ministack"])
+
+@pytest.fixture(params=["moto", "ministack", *(["local"] if LOCAL else [])])
 def stand_in(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Each of the stand-ins, by its URL."""
-    return use_aws(request.getfixturevalue(request.param), monkeypatch)
+    url = LOCAL if request.param == "local" else request.getfixturevalue(request.param)
+    return use_aws(str(url), monkeypatch)
 
 
 async def opening(options: str = "") -> AsyncIterator[Open]:

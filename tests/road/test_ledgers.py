@@ -39,16 +39,22 @@ async def fill(ledger: Ledger, count: int) -> None:
         await ledger.quarantine(Quarantined("t0000", "kling", NOW, "unknown status", b"\xff\x00"))
 
 
-async def test_everything_is_copied_there_and_back(source: str, postgres_url: str, tmp_path: Path) -> None:
+@pytest.fixture(params=["postgres_url", "dynamodb_url"])
+def far_url(request: pytest.FixtureRequest) -> str:
+    """A ledger past one machine."""
+    return str(request.getfixturevalue(request.param))
+
+
+async def test_everything_is_copied_there_and_back(source: str, far_url: str, tmp_path: Path) -> None:
     first = open_ledger(source)
     await fill(first, PAGE + 5)
     await first.close()
-    copied = await run("copy", source, postgres_url, ledger=source)
+    copied = await run("copy", source, far_url, ledger=source)
     assert copied.exit_code == 0, copied.output
     assert f"{PAGE + 6} tasks, {2 * PAGE + 11} events" in copied.output
     back = f"sqlite:///{tmp_path / 'back.db'}"
-    assert (await run("copy", postgres_url, back, ledger=source)).exit_code == 0
-    ledgers = [open_ledger(url) for url in (source, postgres_url, back)]
+    assert (await run("copy", far_url, back, ledger=source)).exit_code == 0
+    ledgers = [open_ledger(url) for url in (source, far_url, back)]
     ids = [sorted(await ledger.ids(None, 1000)) for ledger in ledgers]
     assert ids[0] == ids[1] == ids[2]
     records = [await ledger.records(ids[0]) for ledger in ledgers]
