@@ -21,6 +21,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from receiver.callback import Verify
+from receiver.events import Events, Submit
 from submitter.callback_url import check, redact_body
 from submitter.clock import Clock
 from submitter.errors import (
@@ -74,12 +75,15 @@ def create_app(
     read_timeout_s: float = READ_TIMEOUT_S,
     lifespan: Lifespan | None = None,
     tell: Tell | None = None,
+    submit: Submit | None = None,
+    events_token: str | None = None,
 ) -> Starlette:
     """Make the receiver.
 
     `tick(budget_s)` does bounded work for `POST /tick`, which is off without `tick_token`. `tell`
     is awaited after a change is durable and before it is answered: it tells the hooks, where
     nothing may run after the answer.
+    `submit` makes tasks of what is sent to `/events`, which is off without `events_token`.
     `media` is a directory whose files are published under unguessable URLs.
     """
     clock = clock or Clock()
@@ -126,12 +130,20 @@ def create_app(
             Route("/asyncapi.yaml", show_asyncapi),
             Route("/tick", do_tick, methods=["POST"]),
             Route("/media/{name}/{token}", show_media),
+            *([] if submit is None else [_events(Events(submit, ledger, events_token, problem))]),
         ],
         exception_handlers={RelayError: on_error},
         lifespan=lifespan,
     )
     app.callbacks = _Callbacks(ledger, verify, clock, metrics, body_limit, read_timeout_s, tell)
     return app
+
+
+def _events(events: Events) -> Route:
+    async def take_events(request: Request) -> Response:
+        return await events(request)
+
+    return Route("/events", take_events, methods=["POST", "OPTIONS"])
 
 
 def _refuse_tick(request: Request, token: str | None) -> Response | None:

@@ -26,6 +26,7 @@ class ReceiverSettings(msgspec.Struct, frozen=True):
     secrets: dict[str, tuple[Secret, ...]]
     confirm: dict[str, str]
     tick_token: str | None
+    events_token: str | None
     log: str | None
     body_limit: int
     deliver: str
@@ -62,9 +63,11 @@ def load_receiver_settings(environ: Mapping[str, str] | None = None) -> Receiver
             except InvalidSettings as error:
                 reader.problems.extend(error.problems)
         secrets[name] = tuple(found)
-    token = reader.text("tick_token")
-    if token is not None and len(token) < 16:
-        reader.problem("KLING_RELAY_TICK_TOKEN", "[hidden]", "16 characters or more", "Choose a long random one.")
+    tokens = {name: reader.text(name) for name in ("tick_token", "events_token")}
+    for name, token in tokens.items():
+        if token is not None and len(token) < 16:
+            variable = f"KLING_RELAY_{name.upper()}"
+            reader.problem(variable, "[hidden]", "16 characters or more", "Choose a long random one.")
     style = reader.text("log")
     if style not in (None, "json", "console"):
         reader.problem("KLING_RELAY_LOG", repr(style), "json or console", "Choose one of them.")
@@ -72,4 +75,15 @@ def load_receiver_settings(environ: Mapping[str, str] | None = None) -> Receiver
     deliver_budget_s = reader.number("deliver_budget_s", 5, least=0.1) or 5
     body_limit = reader.number("body_limit", 64 * 1024, least=1024) or 64 * 1024
     reader.finish()
-    return ReceiverSettings(common, hooks, secrets, confirm, token, style, int(body_limit), deliver, deliver_budget_s)
+    return ReceiverSettings(
+        common=common,
+        hooks=hooks,
+        secrets=secrets,
+        confirm=confirm,
+        tick_token=tokens["tick_token"],
+        events_token=tokens["events_token"],
+        log=style,
+        body_limit=int(body_limit),
+        deliver=deliver,
+        deliver_budget_s=deliver_budget_s,
+    )

@@ -21,7 +21,7 @@ CONFIG_FILE = "relay.toml"
 
 # What may stand at the top of relay.toml; each is also KLING_RELAY_<NAME>.
 COMMON = ("public_url", "ledger", "keys", "allow_hosts", "poll_after_s", "abandon_after_s", "media_store", "parallel")
-RECEIVER = ("tick_token", "log", "body_limit", "deliver", "deliver_budget_s")
+RECEIVER = ("tick_token", "events_token", "log", "body_limit", "deliver", "deliver_budget_s")
 OF_VENDOR = ("confirm", "callbacks", "parallel", "poll_after_s")
 
 

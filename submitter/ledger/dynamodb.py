@@ -41,6 +41,7 @@ from submitter.ledger.dynamodb_items import (
     DAY_S,
     Item,
     event_item,
+    event_key,
     family,
     gate_key,
     key,
@@ -142,7 +143,7 @@ class DynamoLedger:
                 await self.client.back_off(attempt)
         assert made is not None
         if event is not None:
-            self._deliveries.note_event(event)
+            self._deliveries.note_stored([event_key(event)])
         self._changes.wake()
         return made
 
@@ -326,6 +327,10 @@ class DynamoLedger:
 
     async def disable(self, entry: Disabled) -> None:
         await self._deliveries.disable(entry)
+
+    def note_stored(self, keys: Iterable[Item]) -> None:
+        """Note the keys of items that the table's stream shows: those of events need not wait for the index."""
+        self._deliveries.note_stored(keys)
 
     # -- quarantine, counts -------------------------------------------------------------------
 

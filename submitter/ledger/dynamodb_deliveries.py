@@ -8,12 +8,12 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
-from submitter.event import Event
 from submitter.ledger.base import Claimed, Delivery, DeliveryState, Disabled, HookState, Route, Settlement
 from submitter.ledger.dynamodb_items import (
     Item,
     delivery_item,
     delivery_key,
+    event_key,
     family,
     key,
     key_of,
@@ -48,9 +48,9 @@ class Deliveries:
         """Return a queue of the index `due`."""
         return Queue(self._table, name, self._shards, now_ms)
 
-    def note_event(self, event: Event) -> None:
-        """Note an event that was stored here, so that its hooks need not wait for the index."""
-        self._fresh_events.append(key(family(event.external_task_id), f"e#{event.sequence:010d}"))
+    def note_stored(self, keys: Iterable[Item]) -> None:
+        """Note items that were stored; the hooks of those that are events need not wait for the index."""
+        self._fresh_events.extend(key for key in keys if key["sk"]["S"].startswith("e#"))
 
     # -- claiming -----------------------------------------------------------------------------
 
@@ -97,8 +97,7 @@ class Deliveries:
         if self._ttl_s is not None:
             change, values = f"{change} SET #ttl = :ttl", {"ttl": number(now_ms // 1000 + self._ttl_s)}
         try:
-            at = key(family(event.external_task_id), f"e#{event.sequence:010d}")
-            await self._table.update(at, change, "attribute_exists(#queue)", **values)
+            await self._table.update(event_key(event), change, "attribute_exists(#queue)", **values)
         except Conflict:
             return
 

@@ -91,6 +91,11 @@ def delivery_key(delivery: Delivery) -> Item:
     return key(family(event.external_task_id), f"d#{delivery.hook}#{event.sequence:010d}")
 
 
+def event_key(event: Event) -> Item:
+    """Return the key of an event."""
+    return key(family(event.external_task_id), f"e#{event.sequence:010d}")
+
+
 def watch_key(task: Task, shard: int) -> Item:
     """Return the key under which a task is watched while it is open."""
     return key(f"open#{shard}", f"{task.vendor}#{task.external_task_id}")
@@ -155,7 +160,7 @@ def pointer_item(task: Task, ttl_s: int | None) -> Item | None:
 def event_item(event: Event, shard: int, *, routed: bool = False) -> Item:
     """Return an event; until it was given to hooks it is in the outbox."""
     item = {
-        **key(family(event.external_task_id), f"e#{event.sequence:010d}"),
+        **event_key(event),
         **_event_fields(event),
     }
     if not routed:

@@ -126,6 +126,7 @@ async def test_a_hook_that_fails_and_fails_is_paused_seen_and_resumed(world: Wor
         await until(is_paused)
         (state,) = await service.ledger.hook_states(routes)
         assert "HTTP 500 broken" in str(state.paused)
+        assert service.metrics is not None
         assert b'kling_relay_hook_paused{hook="web"} 1.0' in service.metrics.render({})
 
         world.inbox.answers = []
