@@ -18,6 +18,7 @@ import difflib
 import hashlib
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import unquote
 
 import msgspec
 
@@ -42,7 +43,7 @@ def read_http(headers: Mapping[str, str], body: bytes) -> list[MotionControl]:
             raise _wrong("body", type(events).__name__, "a list of CloudEvents", f"Or send {STRUCTURED}.")
         return [read_event(event) for event in events]
     if "ce-specversion" in headers:
-        attributes = {name[3:]: value for name, value in headers.items() if name.startswith("ce-")}
+        attributes = {name[3:]: unquote(value) for name, value in headers.items() if name.startswith("ce-")}
         return [read_event(attributes | {"data": _decode(body)})]
     decoded = _decode(body)
     if kind != STRUCTURED and isinstance(decoded, dict) and "subscription" in decoded:

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from submitter.callback_url import KeyRing
-from submitter.errors import InvalidSettings, Problem
+from submitter.errors import InvalidRequest, InvalidSettings, Problem
 from submitter.installed import vendors as installed_vendors
 from submitter.ledger.base import shown
 from submitter.schedule import Backoff, Patience
@@ -66,15 +66,14 @@ class Settings(msgspec.Struct, frozen=True):
         return self.public_url, self.ring
 
     def require_vendor(self, name: str) -> VendorSettings:
-        """Return a configured vendor, or raise InvalidSettings."""
+        """Return a configured vendor; raise InvalidSettings, or InvalidRequest when there is none of that name."""
         if name in self.vendors:
             return self.vendors[name]
         known = installed_vendors()
-        if name in known:
-            problem = Problem(name, "no credentials", "an API key", known[name].credentials_remedy)
-        else:
-            problem = Problem("vendor", repr(name), f"one of {', '.join(known)}", "Choose one of them.")
-        raise InvalidSettings([problem])
+        if name not in known:
+            limit = f"one of {', '.join(known)}"
+            raise InvalidRequest([Problem("vendor", repr(name), limit, "Choose one of them.")])
+        raise InvalidSettings([Problem(name, "no credentials", "an API key", known[name].credentials_remedy)])
 
 
 def no_keys() -> Problem:

@@ -117,7 +117,7 @@ async def test_a_vendor_that_cannot_do_it_is_left_out_and_none_that_can_is_an_er
         await world.submitter.prepare(replace(request, vendor="novita,oxen"))
     with pytest.raises(InvalidRequest, match="vendor"):
         await world.submitter.prepare(replace(request, vendor=" , "))
-    with pytest.raises(InvalidSettings, match="one of kling, novita"):
+    with pytest.raises(InvalidRequest, match="one of kling, novita"):
         await world.submitter.prepare(replace(request, vendor="kling,nobody"))
 
 
