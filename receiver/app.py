@@ -10,7 +10,7 @@ import hmac
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 import structlog
@@ -21,7 +21,6 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from receiver.callback import Verify
-from receiver.events import Events, Submit
 from submitter.callback_url import check, redact_body
 from submitter.clock import Clock
 from submitter.errors import (
@@ -32,6 +31,9 @@ from submitter.errors import (
 )
 from submitter.ledger.base import Ledger, Quarantined
 from submitter.task import Doubted, Report, Task, TaskStatus, Transition, transition
+
+if TYPE_CHECKING:
+    from submitter.request import MotionControl
 
 BODY_LIMIT = 64 * 1024
 READ_TIMEOUT_S = 10.0
@@ -59,6 +61,7 @@ class Metrics(Protocol):
 
 Tick = Callable[[float], Awaitable[Mapping[str, int]]]
 Tell = Callable[[], Awaitable[None]]
+Submit = Callable[["MotionControl"], Awaitable[Task]]
 Lifespan = Callable[[Starlette], AbstractAsyncContextManager[None]]
 
 
@@ -130,7 +133,7 @@ def create_app(
             Route("/asyncapi.yaml", show_asyncapi),
             Route("/tick", do_tick, methods=["POST"]),
             Route("/media/{name}/{token}", show_media),
-            *([] if submit is None else [_events(Events(submit, ledger, events_token, problem))]),
+            Route("/events", _events(submit, ledger, events_token), methods=["POST", "OPTIONS"]),
         ],
         exception_handlers={RelayError: on_error},
         lifespan=lifespan,
@@ -139,11 +142,15 @@ def create_app(
     return app
 
 
-def _events(events: Events) -> Route:
+def _events(submit: Submit | None, ledger: Ledger, token: str | None) -> Callable[[Request], Awaitable[Response]]:
     async def take_events(request: Request) -> Response:
-        return await events(request)
+        if submit is None or token is None:
+            return problem(404, "events are off", "Set KLING_RELAY_EVENTS_TOKEN to turn them on.")
+        from receiver.events import Events  # a function that hears callbacks starts without it
 
-    return Route("/events", take_events, methods=["POST", "OPTIONS"])
+        return await Events(submit, ledger, token, problem)(request)
+
+    return take_events
 
 
 def _refuse_tick(request: Request, token: str | None) -> Response | None:

@@ -5,6 +5,11 @@ Handler: `receiver.aws_lambda.handler`. What an invocation is, its event says: H
 what was just stored). Each leaves some of its time unused, and nothing runs behind an answer.
 """
 
+# Looking for garbage among modules takes a tenth of a cold start, and finds none.
+import gc
+
+gc.disable()
+
 import asyncio
 from collections.abc import Mapping
 from functools import cache
@@ -18,6 +23,8 @@ from receiver import log
 from receiver.aws_http import FunctionRequest, read_http, write_http
 from receiver.service import Service, make_app, open_function
 from receiver.settings import load_receiver_settings
+
+gc.enable()
 
 LEFT_S = 2.0
 """Left of a function's time, to answer in."""
@@ -36,10 +43,14 @@ class Function(msgspec.Struct, frozen=True):
 @cache
 def function() -> Function:
     """Open the service, from the environment; raise InvalidSettings with every problem."""
-    settings = load_receiver_settings()
-    log.configure(settings.log or "json")
-    service = open_function(settings)
-    return Function(service, make_app(service), asyncio.new_event_loop())
+    gc.disable()
+    try:
+        settings = load_receiver_settings()
+        log.configure(settings.log or "json")
+        service = open_function(settings)
+        return Function(service, make_app(service), asyncio.new_event_loop())
+    finally:
+        gc.enable()
 
 
 def handler(event: Mapping[str, Any], context: Any) -> dict[str, Any] | None:

@@ -11,13 +11,14 @@ which makes no second task.
 
 import asyncio
 import hmac
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from receiver.app import Submit
 from submitter.errors import SubmissionUnknown
 from submitter.event import task_data
 from submitter.ledger.base import Ledger
@@ -29,14 +30,13 @@ BODY_LIMIT = 1024 * 1024
 BUDGET_S = 50.0  # less than a platform waits for an answer
 RETRY_AFTER_S = 30
 
-Submit = Callable[[MotionControl], Awaitable[Task]]
 Problem = Callable[[int, str, str], Response]
 
 
 class Events:
     """The endpoint. `problem` makes an answer of a status, a title and a detail."""
 
-    def __init__(self, submit: Submit, ledger: Ledger, token: str | None, problem: Problem) -> None:
+    def __init__(self, submit: Submit, ledger: Ledger, token: str, problem: Problem) -> None:
         self._submit = submit
         self._ledger = ledger
         self._token = token
@@ -44,8 +44,6 @@ class Events:
 
     async def __call__(self, request: Request) -> Response:
         """Answer a handshake, or submit what an event asks for."""
-        if self._token is None:
-            return self._problem(404, "events are off", "Set KLING_RELAY_EVENTS_TOKEN to turn them on.")
         if not hmac.compare_digest(_token_of(request).encode(), self._token.encode()):
             remedy = "Send `Authorization: Bearer <KLING_RELAY_EVENTS_TOKEN>`, or ?access_token=..."
             return self._problem(401, "wrong events token", remedy)

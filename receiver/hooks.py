@@ -3,18 +3,18 @@
 import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-import jmespath
 import msgspec
-from jmespath.exceptions import JMESPathError
-from jmespath.parser import ParsedResult
 
 from receiver.destinations import kinds
 from receiver.signature import Secret, read_secret
 from submitter.errors import InvalidSettings, Problem
 from submitter.ledger.base import Route
+
+if TYPE_CHECKING:
+    from jmespath.parser import ParsedResult
 
 EVENTS = (
     "task.submitted",
@@ -51,7 +51,7 @@ class Hook(msgspec.Struct, frozen=True):
     concurrency: int = 10
     rate: float | None = None
     ordered: bool = False
-    when: ParsedResult | None = None
+    when: "ParsedResult | None" = None
     latest_only: bool = False
 
     def __repr__(self) -> str:
@@ -157,10 +157,13 @@ def _hook(
     )
 
 
-def _when(where: str, expression: object, found: list[Problem]) -> ParsedResult | None:
+def _when(where: str, expression: object, found: list[Problem]) -> "ParsedResult | None":
     """Compile a JMESPath expression over the event."""
     if expression is None:
         return None
+    import jmespath
+    from jmespath.exceptions import JMESPathError
+
     try:
         return jmespath.compile(str(expression))
     except JMESPathError as error:

@@ -7,9 +7,9 @@ Such a package's pyproject.toml says `[project.entry-points."kling_relay.vendors
 import re
 from collections.abc import Mapping
 from functools import cache
-from importlib.metadata import entry_points
 
 from submitter.errors import InvalidSettings, Problem
+from submitter.plugins import entry_points_of
 from submitter.request import Limits
 from submitter.vendors import BUILT_IN
 from submitter.vendors.base import VendorSetup
@@ -22,7 +22,7 @@ def vendors() -> Mapping[str, VendorSetup]:
     """Return every vendor's setup by its name; raise InvalidSettings for an entry point that cannot be used."""
     found = dict(BUILT_IN)
     problems = []
-    for entry in entry_points(group=GROUP):
+    for entry in entry_points_of(GROUP):
         wrong = None
         try:
             setup = entry.load()

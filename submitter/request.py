@@ -6,7 +6,6 @@ knows a number.
 
 import re
 from collections.abc import Mapping, Sequence
-from fractions import Fraction
 from pathlib import Path
 from typing import Literal
 
@@ -54,14 +53,14 @@ class MotionControl(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class MediaLimits(msgspec.Struct, frozen=True):
-    """What a vendor takes as one medium. Sides in pixels; aspects are width / height."""
+    """What a vendor takes as one medium. Sides in pixels; an aspect is (width, height)."""
 
     formats: tuple[str, ...]
     max_bytes: int
     min_side: int
     max_side: int | None = None
-    min_aspect: Fraction | None = None
-    max_aspect: Fraction | None = None
+    min_aspect: tuple[int, int] | None = None
+    max_aspect: tuple[int, int] | None = None
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -104,6 +103,11 @@ class MediaFacts(msgspec.Struct, frozen=True):
     height: int | None = None
     coded: tuple[int, int] | None = None
     duration_s: float | None = None
+
+
+def ratio(aspect: tuple[int, int]) -> float:
+    """Return width / height."""
+    return aspect[0] / aspect[1]
 
 
 def check_request(request: MotionControl, limits: Limits) -> list[Problem]:
@@ -260,14 +264,15 @@ def _check_size(
             problems.append(
                 Problem(f"{field}.size", f"{w} x {h} px", f"each side {limits.min_side} {top}", "Scale it to fit.")
             )
-    aspect = Fraction(width, height)
     low, high = limits.min_aspect, limits.max_aspect
-    if low is not None and high is not None and not low <= aspect <= high:
+    if low is None or high is None:
+        return problems
+    if width * low[1] < height * low[0] or width * high[1] > height * high[0]:
         problems.append(
             Problem(
                 f"{field}.aspect",
-                f"{float(aspect):.3f} ({width} x {height})",
-                f"width / height from {float(low):g} to {float(high):g}",
+                f"{width / height:.3f} ({width} x {height})",
+                f"width / height from {ratio(low):g} to {ratio(high):g}",
                 "Crop it.",
             )
         )

@@ -14,7 +14,6 @@ inside a Pub/Sub push request, an SQS record, and an EventBridge event.
 
 import base64
 import binascii
-import difflib
 import hashlib
 from collections.abc import Mapping
 from typing import Any
@@ -134,6 +133,8 @@ def _check_names(data: Mapping[str, Any]) -> list[Problem]:
     problems = []
     for name in data:
         if name not in FIELDS:
+            import difflib
+
             near = difflib.get_close_matches(name, FIELDS, 1)
             remedy = f"Did you mean {near[0]!r}?" if near else f"Known are {', '.join(FIELDS)}."
             problems.append(Problem(f"data.{name}", "unknown", "a field of the request", remedy))

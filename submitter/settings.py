@@ -1,8 +1,6 @@
 """Settings: environment variables over `relay.toml` over defaults, frozen, all problems at once."""
 
-import difflib
 import os
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -155,6 +153,8 @@ class Reader:
         """Note every name that means nothing."""
         for name in table:
             if name not in known:
+                import difflib
+
                 near = difflib.get_close_matches(name, known, 1)
                 remedy = f"Did you mean {near[0]!r}?" if near else f"Known are {', '.join(known)}."
                 self.problem(f"{where}.{name}", "unknown", "a known name", remedy)
@@ -172,6 +172,8 @@ def open_reader(environ: Mapping[str, str] | None = None) -> Reader:
     path = Path(named or CONFIG_FILE)
     if not path.exists() and named is None:
         return Reader(environ, {})
+    import tomllib
+
     try:
         table = tomllib.loads(path.read_text())
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

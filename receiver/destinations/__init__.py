@@ -8,13 +8,13 @@ Other packages add theirs by an entry point, in their pyproject.toml:
 from collections.abc import Mapping
 from functools import cache
 from importlib import import_module
-from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from receiver.destinations.base import Destination, wrong
 from submitter.errors import InvalidSettings, Problem
+from submitter.plugins import entry_points_of
 
 if TYPE_CHECKING:
     from receiver.hooks import Hook
@@ -67,7 +67,7 @@ def kinds() -> Mapping[str, Kind]:
     """Return every kind of destination by its scheme; raise InvalidSettings for one that cannot be used."""
     found = dict(BUILT_IN)
     problems = []
-    for entry in entry_points(group=GROUP):
+    for entry in entry_points_of(GROUP):
         try:
             kind = entry.load()
         except Exception as error:  # noqa: BLE001 - another package may do anything when it is imported

@@ -3,7 +3,7 @@
 import asyncio
 import re
 from collections.abc import Awaitable, Callable
-from importlib import resources
+from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
@@ -103,7 +103,7 @@ class Server:
             return self._pool
 
     async def _migrate(self, pool: "asyncpg.Pool[asyncpg.Record]") -> None:
-        script = resources.files("submitter.ledger").joinpath("postgres.sql").read_text()
+        script = Path(__file__).with_name("postgres.sql").read_text()
         migrations = [migration.partition("\n")[2] for migration in script.split("-- migration ")[1:]]
         known = len(migrations)
         async with pool.acquire() as db, db.transaction():

@@ -12,7 +12,6 @@ import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
-from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -336,7 +335,7 @@ def _connect(path: str) -> sqlite3.Connection:
 
 
 def _migrate(db: sqlite3.Connection) -> None:
-    script = resources.files("submitter.ledger").joinpath("schema.sql").read_text()
+    script = Path(__file__).with_name("schema.sql").read_text()
     migrations = script.split("-- migration ")[1:]
     with transaction(db):  # so that of several processes that start at once one migrates
         version = db.execute("PRAGMA user_version").fetchone()[0]

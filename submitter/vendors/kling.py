@@ -9,7 +9,6 @@ every callback, and how the text of 400/1201 is worded.
 import base64
 import hmac
 from collections.abc import Mapping, Sequence
-from fractions import Fraction
 from typing import Any, ClassVar
 from urllib.parse import quote, urlencode
 
@@ -93,8 +92,8 @@ LIMITS_V2 = Limits(
         formats=("png", "jpeg"),
         max_bytes=50 * 1024 * 1024,
         min_side=300,
-        min_aspect=Fraction(2, 5),
-        max_aspect=Fraction(5, 2),
+        min_aspect=(2, 5),
+        max_aspect=(5, 2),
     ),
     video=MediaLimits(formats=("mp4", "mov"), max_bytes=100 * 1024 * 1024, min_side=340, max_side=3850),
     durations_s={"video": (3, 30), "image": (3, 10)},

@@ -9,7 +9,6 @@ documented answer says what a task cost.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from fractions import Fraction
 from typing import Any, ClassVar
 from urllib.parse import quote
 
@@ -71,8 +70,8 @@ _IMAGE = MediaLimits(
     formats=("png", "jpeg"),
     max_bytes=10 * 1024 * 1024,
     min_side=300,
-    min_aspect=Fraction(2, 5),
-    max_aspect=Fraction(5, 2),
+    min_aspect=(2, 5),
+    max_aspect=(5, 2),
 )
 LIMITS = Limits(
     source="Novita API reference, Kling V3.0 motion control",

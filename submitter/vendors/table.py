@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
-from submitter.request import MediaLimits
+from submitter.request import MediaLimits, ratio
 from submitter.vendors.base import Streams, Vendor
 
 
@@ -19,7 +19,7 @@ def _medium(limits: MediaLimits) -> str:
     top = f"to {limits.max_side} px" if limits.max_side else "px or more"
     aspect = ""
     if limits.min_aspect is not None and limits.max_aspect is not None:
-        aspect = f", width / height {float(limits.min_aspect):g} to {float(limits.max_aspect):g}"
+        aspect = f", width / height {ratio(limits.min_aspect):g} to {ratio(limits.max_aspect):g}"
     return f"{', '.join(limits.formats)}; to {limits.max_bytes >> 20} MB; each side {limits.min_side} {top}{aspect}"
 
 

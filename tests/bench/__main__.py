@@ -21,7 +21,8 @@ from submitter.task import TaskStatus
 from submitter.vendors import BUILT_IN
 from tests.bench import servers
 from tests.bench.buses import show_buses
-from tests.bench.ledgers import show_postgres
+from tests.bench.cold_start import show_cold_start
+from tests.bench.ledgers import show_postgres, show_sizes
 from tests.bench.load import Load, drip, flood
 from tests.bench.processes import folder, listening_process
 from tests.conformance.brokers import free_port
@@ -170,7 +171,8 @@ def main() -> None:
     """Measure, and print."""
     parser = argparse.ArgumentParser(prog="make bench")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
-    parser.add_argument("--ended", type=int, default=1_000_000, help="ended tasks in the large ledger")
+    parser.add_argument("--size-rounds", type=int, default=3, help="rounds of ledgers of a thousand to a million tasks")
+    parser.add_argument("--cold-starts", type=int, default=15, help="cold starts of each function on Lambda")
     parser.add_argument("--tasks", type=int, default=1000, help="tasks through the faulty sandbox")
     parser.add_argument("--vendor-tasks", type=int, default=200, help="tasks through each vendor's faulty sandbox")
     parser.add_argument("--bus-events", type=int, default=10_000, help="events to each bus, killed twice meanwhile")
@@ -206,12 +208,10 @@ def main() -> None:
     ratio = ours / base
     print(f"import receiver.app: {ours:.0f} ms; starlette, structlog, msgspec alone: {base:.0f} ms; ratio {ratio:.2f}")
 
-    if options.ended:
-        small = [accept("receiver")[0].per_s for _ in range(2)]
-        large = [accept("receiver", ended=options.ended)[0].per_s for _ in range(2)]
-        ratio = statistics.median(large) / statistics.median(small)
-        print(f"with {options.ended:,} ended tasks in the ledger: {ratio:.2f} times as many callbacks a second")
-
+    if options.size_rounds:
+        show_sizes("on SQLite", lambda ended: accept("receiver", ended=ended)[0].per_s, options.size_rounds)
+    if options.cold_starts:
+        show_cold_start(options.cold_starts)
     show_faults(options.tasks, options.vendor_tasks)
     if options.postgres_tasks:
         show_postgres(options.rounds, options.postgres_tasks)

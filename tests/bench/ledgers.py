@@ -5,7 +5,7 @@ import os
 import statistics
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 import msgspec
@@ -96,6 +96,18 @@ def accept(processes: int, *, ended: int = 0) -> float:
         return len(requests) / seconds
 
 
+def show_sizes(engine: str, per_s: Callable[[int], float], rounds: int) -> None:
+    """Print what a callback costs in a ledger with 1,000, 100,000 and 1,000,000 ended tasks; `per_s` measures."""
+    sizes: dict[int, list[float]] = {1000: [], 100_000: [], 1_000_000: []}
+    for _ in range(rounds):
+        for ended, rates in sizes.items():
+            rates.append(per_s(ended))
+    least = statistics.median(sizes[1000])
+    for ended, rates in sizes.items():
+        cost = least / statistics.median(rates)
+        print(f"{f'a callback {engine}, {ended:,} ended tasks':<44}{cost:>8.2f} times as much")
+
+
 def show_postgres(rounds: int, tasks: int) -> None:
     """Print the figures of PostgreSQL."""
     print(f"\n{'accepted callbacks on PostgreSQL':<44}{'per s':>8}")
@@ -105,13 +117,6 @@ def show_postgres(rounds: int, tasks: int) -> None:
             rates.append(accept(processes))
     for processes, rates in found.items():
         print(f"{f'{processes} receiver' + ('s' if processes > 1 else ''):<44}{statistics.median(rates):>8.0f}")
-    sizes: dict[int, list[float]] = {1000: [], 100_000: [], 1_000_000: []}
-    for _ in range(rounds):
-        for ended, rates in sizes.items():
-            rates.append(accept(1, ended=ended))
-    least = statistics.median(sizes[1000])
-    for ended, rates in sizes.items():
-        cost = least / statistics.median(rates)
-        print(f"{f'a callback with {ended:,} ended tasks costs':<44}{cost:>8.2f} times as much")
+    show_sizes("on PostgreSQL", lambda ended: accept(1, ended=ended), rounds)
     with folder() as directory, schema() as url:
         print("  ", asyncio.run(flood_many(directory, url, tasks, processes=8, kills=2)))

@@ -3,7 +3,7 @@
 import asyncio
 import os
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from submitter.clock import Clock
 from submitter.sandbox.server import free_socket, listening
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "aws"
+ROOT = Path(__file__).parents[2]
 TIMEOUT_S = 30.0
 
 
@@ -34,7 +35,7 @@ class LambdaRuntime:
     """Gives one event at a time to a function in a process of its own. Sends it as Lambda does; see `invoke`."""
 
     def __init__(self) -> None:
-        self._events: asyncio.Queue[bytes] = asyncio.Queue()
+        self._events: asyncio.Queue[bytes | None] = asyncio.Queue()
         self._ends: asyncio.Queue[tuple[str, bytes]] = asyncio.Queue()
         self.timeout_s = TIMEOUT_S
 
@@ -51,6 +52,8 @@ class LambdaRuntime:
 
     async def _next(self, request: Request) -> Response:
         event = await self._events.get()
+        if event is None:
+            return Response(status_code=410)
         deadline_ms = Clock().now_ms() + int(self.timeout_s * 1000)
         headers = {
             "lambda-runtime-aws-request-id": "8476a536-e9f4-11e8-9739-2dfe598c3fcd",
@@ -63,6 +66,10 @@ class LambdaRuntime:
     async def _end(self, request: Request) -> Response:
         await self._ends.put((request.path_params.get("end", "error"), await request.body()))
         return Response(status_code=202)
+
+    def end(self) -> None:
+        """Let go of a function that waits for an event."""
+        self._events.put_nowait(None)
 
     async def invoke(self, event: Mapping[str, Any]) -> Any:
         """Return what the function answers to an event; raise InvocationFailed."""
@@ -77,22 +84,35 @@ class LambdaRuntime:
 
 @asynccontextmanager
 async def lambda_function(
-    handler: str, environ: Mapping[str, str], folder: Path, *, python: str = sys.executable
+    handler: str,
+    environ: Mapping[str, str],
+    folder: Path,
+    *,
+    python: Sequence[str] = (sys.executable,),
+    task: Path = ROOT,
 ) -> AsyncIterator[LambdaRuntime]:
-    """Run a function, `module.name`, under the runtime client while the block runs."""
+    """Run a function, `module.name` below `task`, under the runtime client while the block runs."""
     runtime, (bound, url) = LambdaRuntime(), free_socket()
     inherited = {name: value for name, value in os.environ.items() if name.startswith(("PATH", "AWS_", "PYTHON"))}
-    of_lambda = {"AWS_LAMBDA_RUNTIME_API": url.removeprefix("http://"), "LAMBDA_TASK_ROOT": str(Path.cwd())}
+    of_lambda = {"AWS_LAMBDA_RUNTIME_API": url.removeprefix("http://"), "LAMBDA_TASK_ROOT": str(task)}
     async with listening(runtime.app(), bound):
         with (folder / "function.log").open("ab") as log:
             process = await asyncio.create_subprocess_exec(
-                python, "-m", "awslambdaric", handler, env={**inherited, **of_lambda, **environ}, stdout=log, stderr=log
+                *python,
+                "-m",
+                "awslambdaric",
+                handler,
+                env={**inherited, **of_lambda, **environ},
+                cwd=task,
+                stdout=log,
+                stderr=log,
             )
             try:
                 yield runtime
             finally:
                 process.kill()
                 await process.wait()
+                runtime.end()
 
 
 def aws_event(name: str, **changes: Any) -> Any:
