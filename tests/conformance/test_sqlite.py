@@ -7,13 +7,14 @@ import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from submitter.errors import InvalidSettings, LedgerUnavailable
-from submitter.ledger import open_ledger
+from submitter.ledger import open_ledger, sqlite
 from submitter.ledger.sqlite import SqliteLedger
 from submitter.task import Task, TaskStatus, Transition
-from tests.conformance.ledgers import LedgerSuite, Open, report, succeed, task
+from tests.conformance.ledgers import ALL, NOW, LedgerSuite, Open, report, succeed, task
 
 
 @pytest.fixture
@@ -118,6 +119,31 @@ async def test_events_cannot_be_changed(opened: Open, tmp_path: Path) -> None:
     with pytest.raises(sqlite3.IntegrityError, match="append-only"):
         db.execute("UPDATE events SET type = 'task.failed'")
     db.close()
+
+
+async def test_a_ledger_of_the_first_version_goes_on(opened: Open, tmp_path: Path) -> None:
+    """A file as the first version left it, with a task under way and one event that no hook was given yet."""
+    first = schema_file().read_text().split("-- migration ")[1].partition("\n")[2]
+    known = task("a", status=TaskStatus.SUBMITTED, task_id="893", sequence=1)
+    db = sqlite3.connect(tmp_path / "relay.db")
+    db.executescript(first)
+    doc = msgspec.json.encode(known).decode()
+    db.execute("INSERT INTO tasks VALUES ('a', 'kling', 'submitted', 1, ?, ?, ?)", (NOW, NOW + 1000, doc))
+    db.execute("INSERT INTO events VALUES (1, 'a', 1, 'evt_1', 'task.submitted', ?, '{}')", (NOW,))
+    db.execute("PRAGMA user_version = 1")
+    db.commit()
+    db.close()
+    ledger, other = opened(), opened()
+    assert await ledger.by_task_ids("kling", ["893"]) == [known]
+    assert [one.event.id for one in (await other.claim_deliveries([ALL], NOW, 1000)).items] == ["evt_1"]
+    assert len((await ledger.claim_polls(NOW + 1000, 1000, 9)).items) == 1
+    await other.apply("a", report(TaskStatus.SUCCEED))
+    assert [event.sequence for event in await ledger.events("a")] == [1, 2]
+    await ledger.pause("all", NOW, "HTTP 500")
+
+
+def schema_file() -> Path:
+    return Path(sqlite.__file__).with_name("schema.sql")
 
 
 def test_a_ledger_of_a_newer_version_is_refused(tmp_path: Path) -> None:

@@ -1,0 +1,63 @@
+"""What infra/ says of the program is so: its settings, its routes, its table, its pins."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from cfnlint.decode import cfn_yaml
+
+from submitter.installed import vendors
+from submitter.ledger.dynamodb_items import table_of
+from submitter.settings import COMMON, RECEIVER
+
+INFRA = Path(__file__).parents[2] / "infra"
+FILES = [path for path in INFRA.rglob("*") if path.is_file() and "build" not in path.parts and path.suffix != ".txt"]
+ROUTES = {"/healthz", "/readyz", "/metrics", "/tick", "/events", "/callbacks", "/media"}
+
+
+def template() -> Any:
+    """Return the CloudFormation template, as its linter reads it."""
+    return cfn_yaml.load(str(INFRA / "aws" / "template.yaml"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(INFRA)))
+def test_every_setting_that_is_named_exists(path: Path) -> None:
+    known = {f"KLING_RELAY_{name.upper()}" for name in (*COMMON, *RECEIVER)} | {"KLING_RELAY_CONFIG"}
+    text = path.read_text()
+    assert set(re.findall(r"KLING_RELAY_[A-Z_]+[A-Z]", text)) <= known
+    prefixes = "|".join(name.upper() for name in vendors())
+    of_vendors = {"KLING_API_KEY", "KLING_WEBHOOK_SECRET", "NOVITA_API_KEY"}
+    assert set(re.findall(rf"\b(?:{prefixes})_(?!RELAY)[A-Z_]+\b", text)) <= of_vendors
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(INFRA)))
+def test_every_route_that_is_named_exists(path: Path) -> None:
+    assert set(re.findall(r"path: ['\"]?(/[a-z]+)\b", path.read_text())) <= ROUTES
+
+
+def test_the_template_s_table_is_the_one_that_the_ledger_makes() -> None:
+    table = template()["Resources"]["Table"]["Properties"]
+    made = table_of("relay")
+    for name in ("BillingMode", "AttributeDefinitions", "KeySchema", "GlobalSecondaryIndexes"):
+        assert table[name] == made[name]
+    assert table["TimeToLiveSpecification"] == {"AttributeName": "ttl", "Enabled": True}
+
+
+def test_the_function_behind_the_public_url_has_no_vendor_s_key() -> None:
+    resources = template()["Resources"]
+    receiver = resources["Receiver"]["Properties"]
+    assert receiver["FunctionUrlConfig"] == {"AuthType": "NONE"}
+    assert not [name for name in receiver["Environment"]["Variables"] if name.endswith(("API_KEY", "SECRET_KEY"))]
+    for name in ("Ticker", "Submitter"):
+        assert "KLING_API_KEY" in resources[name]["Properties"]["Environment"]["Variables"]
+        assert "FunctionUrlConfig" not in resources[name]["Properties"]
+
+
+def test_all_yaml_can_be_read_and_what_runs_is_not_root() -> None:
+    for path in INFRA.rglob("*.yaml"):
+        assert path.name == "template.yaml" or list(yaml.safe_load_all(path.read_text()))
+    assert "\nUSER 10001:10001\n" in (INFRA / "Dockerfile").read_text()
+    for image in re.findall(r"^FROM (\S+)|image: (\S+:\S+)", (INFRA / "Dockerfile").read_text(), re.MULTILINE):
+        assert re.search(r":\d+\.\d+", "".join(image))
