@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 import click
 
 from receiver.cli import print_json, print_table, run, with_ledger
-from receiver.hooks import Hook
+from receiver.hooks import TEST, Hook
 from receiver.settings import load_receiver_settings
 from submitter.clock import Clock
 from submitter.errors import InvalidSettings, Problem
@@ -149,5 +149,5 @@ def _test_event(clock: Clock) -> Event:
         sequence=1,
     )
     id = f"evt_test_{clock.new_id().replace('-', '')}"
-    body = cloud_event(id=id, type="task.test", task=task, time_ms=now_ms)
-    return Event(id, "task.test", task.external_task_id, 1, now_ms, body)
+    body = cloud_event(id=id, type=TEST, task=task, time_ms=now_ms)
+    return Event(id, TEST, task.external_task_id, 1, now_ms, body)

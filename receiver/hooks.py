@@ -25,6 +25,9 @@ EVENTS = (
     "task.abandoned",
     "task.submission_unknown",
 )
+TEST = "task.test"
+"""What `kling-relay hooks test` sends, about no real task."""
+
 PROGRESS = frozenset({"task.submitted", "task.processing"})
 """What `latest_only` drops once a later event has overtaken it."""
 

@@ -58,6 +58,7 @@ class Service:
         """What delivers and polls."""
         from receiver.delivery import Dispatcher
         from receiver.destinations import open_destination
+        from receiver.destinations.base import UsesLedger
         from receiver.listen import Listener
         from receiver.poll import Poller
         from receiver.worker import Worker
@@ -65,6 +66,9 @@ class Service:
 
         hooks, common, ledger = self.settings.hooks, self.settings.common, self.ledger
         destinations = {hook.name: open_destination(hook, common.allow_hosts) for hook in hooks}
+        for destination in destinations.values():
+            if isinstance(destination, UsesLedger):
+                destination.use(ledger, self._clock)
         dispatcher = Dispatcher(ledger, hooks, destinations, self._clock, self.metrics)
         poller = Poller(ledger, common.vendors, self.http, self._clock, self.metrics)
         listeners = [

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from submitter.task import Task, Transition
+from submitter.task import Task, Transition, Video
 
 CONTENT_TYPE = "application/cloudevents+json"
 
@@ -48,6 +48,7 @@ def task_data(task: Task) -> dict[str, Any]:
                 "watermark_url": video.watermark_url,
                 "duration": video.duration,
                 "expires_at": None if video.expires_at_ms is None else timestamp(video.expires_at_ms),
+                **_copies(video),
             }
             for video in task.videos
         ],
@@ -58,6 +59,15 @@ def task_data(task: Task) -> dict[str, Any]:
         "created_at": timestamp(task.created_at_ms),
         "updated_at": timestamp(task.updated_at_ms),
     }
+
+
+def _copies(video: Video) -> dict[str, str]:
+    """Return what is told of a result's copies, once there are some."""
+    told: dict[str, str] = {}
+    for name, copy in (("", video.archived), ("watermark_", video.archived_watermark)):
+        if copy is not None:
+            told |= {f"archived_{name}url": copy.url, f"archived_{name}sha256": copy.sha256}
+    return told
 
 
 def event_id(vendor: str, external_task_id: str, sequence: int) -> str:

@@ -53,13 +53,25 @@ SETTLED = TERMINAL | {TaskStatus.ABANDONED}
 """Where a waiting user is answered: the vendor's last word, or ours."""
 
 
+class Copied(msgspec.Struct, frozen=True):
+    """A copy of a result: where it is, and the SHA-256 of its bytes (hexadecimal)."""
+
+    url: str
+    sha256: str
+
+
 class Video(msgspec.Struct, frozen=True):
-    """One result. `duration` in seconds; `expires_at_ms` is when its URL dies, by the vendor's rule."""
+    """One result. `duration` in seconds; `expires_at_ms` is when its URL dies, by the vendor's rule.
+
+    `archived` and `archived_watermark` are our copies of what the two URLs lead to, once they are made.
+    """
 
     url: str
     watermark_url: str | None = None
     duration: float | None = None
     expires_at_ms: int | None = None
+    archived: "Copied | None" = None
+    archived_watermark: "Copied | None" = None
 
 
 class Charge(msgspec.Struct, frozen=True):
@@ -182,7 +194,13 @@ class Doubted(msgspec.Struct, frozen=True):
     by_vendor: bool = True
 
 
-Observation = Report | Sending | Refused | Diverted | OutcomeUnknown | Unheard | Doubted
+class Archived(msgspec.Struct, frozen=True):
+    """Results were copied: the copies, by the URLs that they were fetched from."""
+
+    copies: dict[str, Copied]
+
+
+Observation = Archived | Report | Sending | Refused | Diverted | OutcomeUnknown | Unheard | Doubted
 
 
 class Transition(msgspec.Struct, frozen=True):
@@ -203,6 +221,8 @@ def transition(task: Task, observation: Observation, now_ms: int) -> Transition 
     match observation:
         case Report():
             return _reported(task, observation, now_ms)
+        case Archived(copies):
+            return _archived(task, copies, now_ms)
         case Sending():
             return _sending(task, observation, now_ms)
         case Refused(message):
@@ -295,6 +315,22 @@ def _reported(task: Task, report: Report, now_ms: int) -> Transition | None:
             )
         )
     return None
+
+
+def _archived(task: Task, copies: dict[str, Copied], now_ms: int) -> Transition | None:
+    """Note the copies of results that have none; the end stays what it is, and the event is one of its own."""
+    videos = tuple(
+        replace(
+            video,
+            archived=video.archived or copies.get(video.url),
+            archived_watermark=video.archived_watermark or copies.get(video.watermark_url or ""),
+        )
+        for video in task.videos
+    )
+    if task.status is not TaskStatus.SUCCEED or videos == task.videos:
+        return None
+    noted = replace(task, videos=videos, sequence=task.sequence + 1, updated_at_ms=now_ms)
+    return Transition(noted, "task.archived")
 
 
 def _unfinished(task: Task, report: Report, now_ms: int) -> Transition | None:

@@ -57,6 +57,7 @@ BUILT_IN: dict[str, Kind] = {
     "sns": Kind("receiver.destinations.sns", "aws"),
     "kinesis": Kind("receiver.destinations.kinesis", "aws"),
     "eventbridge": Kind("receiver.destinations.eventbridge", "aws", ordered=False),
+    "archive": Kind("receiver.destinations.archive", "storage", ordered=False, has_host=False, concurrency=4),
     "file": Kind("receiver.destinations.file", has_host=False),
     "python": Kind("receiver.destinations.python", has_host=False, concurrency=10),
 }

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import msgspec
 
@@ -11,6 +11,8 @@ from submitter.event import Event
 
 if TYPE_CHECKING:
     from receiver.hooks import Hook
+    from submitter.clock import Clock
+    from submitter.ledger.base import Ledger
 
 T = TypeVar("T")
 
@@ -42,6 +44,15 @@ class Destination(Protocol):
 
     async def close(self) -> None:
         """Close its connections."""
+        ...
+
+
+@runtime_checkable
+class UsesLedger(Protocol):
+    """A destination that writes down what it did."""
+
+    def use(self, ledger: "Ledger", clock: "Clock") -> None:
+        """Take the ledger, before the first event."""
         ...
 
 

@@ -66,7 +66,7 @@ from submitter.task import Decide, Task, TaskStatus
 
 SHARDS, SHARDS_MAX = 8, 256
 KEEP_DAYS_MIN = 7  # longer than a hook's schedule lasts
-GIVE_UP_AFTER_S = 20.0
+GIVE_UP_AFTER_S = 10.0
 
 
 class Options:

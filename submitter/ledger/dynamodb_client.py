@@ -29,7 +29,7 @@ from submitter.errors import InvalidSettings, LedgerUnavailable, Problem
 CONNECTIONS = 32
 CONNECT_TIMEOUT_S = 3.0
 ANSWER_TIMEOUT_S = 10.0
-GIVE_UP_AFTER_S = 15.0
+GIVE_UP_AFTER_S = 8.0
 BACKOFF_S = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """Before each further attempt, up to this long; the last one for all that follow."""
 

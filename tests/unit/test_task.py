@@ -12,6 +12,8 @@ from submitter.schedule import Backoff, Patience
 from submitter.task import (
     RANK,
     TERMINAL,
+    Archived,
+    Copied,
     Doubted,
     Observation,
     OutcomeUnknown,
@@ -100,6 +102,23 @@ def test_the_end_is_one_event_however_often_it_is_told(order: list[TaskStatus], 
             current = moved.task
             ends += moved.event_type == "task.succeed"
     assert ends == 1
+
+
+def test_a_copy_is_noted_once_and_changes_no_end() -> None:
+    copied = Archived(
+        {VIDEO.url: Copied("s3://results/0.mp4", "ab" * 32), "https://other.example.com": Copied("x", "y")}
+    )
+    for status in TaskStatus:
+        if status is not TaskStatus.SUCCEED:
+            assert transition(task(status, videos=(VIDEO,)), copied, NOW) is None
+    ended = task(TaskStatus.SUCCEED, videos=(VIDEO,), sequence=3)
+    noted = transition(ended, copied, NOW + 5)
+    assert noted is not None
+    assert (noted.event_type, noted.task.status, noted.task.sequence) == ("task.archived", TaskStatus.SUCCEED, 4)
+    assert noted.task.videos[0].archived == Copied("s3://results/0.mp4", "ab" * 32)
+    assert noted.task.videos[0].archived_watermark is None
+    assert transition(noted.task, Archived({VIDEO.url: Copied("elsewhere", "cd" * 32)}), NOW + 9) is None
+    assert transition(noted.task, report(TaskStatus.FAILED), NOW + 9) is None
 
 
 def test_abandoned_is_left_for_the_truth_and_for_nothing_else() -> None:

@@ -1,0 +1,96 @@
+"""Results are copied before their URLs die: a hook `archive:`, on the whole road."""
+
+import hashlib
+import sys
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import boto3
+import httpx
+import pytest
+
+from receiver.destinations import open_destination
+from receiver.hooks import Hook
+from submitter.errors import InvalidSettings
+from submitter.ledger.base import Delivery
+from submitter.task import TaskStatus
+from tests.conftest import World
+
+
+def archive_to(world: World, url: str, more: str = "") -> None:
+    """Give the world's hooks an archive; its schedule has three attempts."""
+    world.hooks += f'[[hook]]\nname = "archive"\nurl = "archive:{url}"\nschedule = [0, 0.1, 0.1]\n{more}'
+
+
+async def test_a_result_is_copied_and_its_copy_is_an_event_of_its_own(world: World, tmp_path: Path) -> None:
+    archive_to(world, str(tmp_path / "results"))
+    await world.start()
+    task = await world.submitter.submit(world.request(watermark=True))
+    await task.result(timeout=20)
+    await world.inbox.until(4)
+    *_, archived = world.inbox.events
+    assert (archived["type"], archived["sequence"]) == ("task.archived", "0000000004")
+    assert archived["data"]["status"] == "succeed"
+    (video,) = archived["data"]["videos"]
+    for name in ("", "watermark_"):
+        copy = Path(unquote(urlsplit(video[f"archived_{name}url"]).path))
+        assert copy.parent == tmp_path / "results" / task.external_task_id
+        assert hashlib.sha256(copy.read_bytes()).hexdigest() == video[f"archived_{name}sha256"]
+    assert video["url"] != video["archived_url"]
+    ended = [event for event in world.inbox.events if event["type"] == "task.succeed"]
+    assert "archived_url" not in ended[0]["data"]["videos"][0]
+    ledger = world.open_ledger()
+    assert (await ledger.get(task.external_task_id)).status is TaskStatus.SUCCEED
+    await ledger.close()
+
+
+@pytest.mark.parametrize("library", ["obstore", "boto3"])
+async def test_a_bucket_takes_the_copies_by_either_library(
+    world: World, aws: str, library: str, monkeypatch: pytest.MonkeyPatch, client: httpx.AsyncClient
+) -> None:
+    monkeypatch.setenv("AWS_ALLOW_HTTP", "true")
+    if library == "boto3":  # as in a function's package
+        monkeypatch.setitem(sys.modules, "obstore", None)
+    s3 = boto3.client("s3")
+    s3.create_bucket(Bucket=f"results-{library}")
+    archive_to(world, f"s3://results-{library}/kling", 'events = ["task.succeed"]\n')
+    await world.start()
+    task = await world.submitter.submit(world.request())
+    await task.result(timeout=20)
+    await world.inbox.until(4)
+    (video,) = world.inbox.events[-1]["data"]["videos"]
+    key = f"kling/{task.external_task_id}/0.mp4"
+    assert video["archived_url"] == f"s3://results-{library}/{key}"
+    stored = s3.get_object(Bucket=f"results-{library}", Key=key)
+    assert hashlib.sha256(stored["Body"].read()).hexdigest() == video["archived_sha256"]
+    assert stored["ContentType"] == "video/mp4"
+    s3.close()
+
+
+async def test_what_can_no_longer_be_fetched_is_a_dead_letter_that_says_so(world: World, tmp_path: Path) -> None:
+    archive_to(world, str(tmp_path / "results"))
+    await world.start()
+    world.faults(expire_s=0)
+    task = await world.submitter.submit(world.request())
+    await task.result(timeout=20)
+    ledger = world.open_ledger()
+    found: list[Delivery] = []
+    while not found:
+        mark = ledger.mark()
+        found = await ledger.deliveries(hook="archive", state="dead", limit=9)
+        await ledger.changed(mark, 0.1)
+    await ledger.close()
+    assert "its URL answers HTTP" in found[0].last_error
+    assert not list((tmp_path / "results").rglob("*.mp4"))
+
+
+async def test_a_place_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InvalidSettings, match="an/absolute/directory"):
+        open_destination(Hook("archive", "archive:results"), frozenset())
+    with pytest.raises(InvalidSettings, match="s3://bucket/prefix"):
+        open_destination(Hook("archive", "archive:ftp://host/x"), frozenset())
+    (tmp_path / "file").write_text("")
+    blocked = open_destination(Hook("archive", f"archive:{tmp_path}/file/x"), frozenset())
+    assert "NotADirectoryError" in str(await blocked.reach())
+    fine = open_destination(Hook("archive", f"archive:{tmp_path}/results"), frozenset())
+    assert await fine.reach() is None
