@@ -5,7 +5,7 @@ a condition on one item, and one that is made twice changes nothing.
 """
 
 import asyncio
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Iterable, Mapping, Sequence
 
 from submitter.ledger.base import Claimed, Delivery, DeliveryState, Disabled, HookState, Route, Settlement
@@ -28,6 +28,7 @@ from submitter.ledger.dynamodb_items import (
 from submitter.ledger.dynamodb_queue import Queue
 from submitter.ledger.dynamodb_table import Conflict, Table
 
+FRESH_MAX = 1000  # what is remembered of each kind: the index shows the rest a moment later
 ROUTE_MAX = 400  # events that one claim gives to hooks
 BETWEEN = "#sort BETWEEN :first AND :last"
 SEQUENCE_MAX = 9_999_999_999
@@ -41,8 +42,8 @@ class Deliveries:
         self._table = table
         self._shards = shards
         self._ttl_s = ttl_s
-        self._fresh_events: list[Item] = []
-        self._fresh: dict[str, list[Item]] = defaultdict(list)
+        self._fresh_events: deque[Item] = deque(maxlen=FRESH_MAX)
+        self._fresh: dict[str, deque[Item]] = defaultdict(lambda: deque(maxlen=FRESH_MAX))
 
     def queue(self, name: str, now_ms: int) -> Queue:
         """Return a queue of the index `due`."""
@@ -66,7 +67,7 @@ class Deliveries:
 
     async def _route(self, routes: Sequence[Route], reasons: Mapping[str, str | None], now_ms: int) -> bool:
         """Give events of the outbox to their hooks; return whether there may be more than were taken."""
-        fresh, self._fresh_events = self._fresh_events[:ROUTE_MAX], self._fresh_events[ROUTE_MAX:]
+        fresh = [self._fresh_events.popleft() for _ in range(min(len(self._fresh_events), ROUTE_MAX))]
         limit = -(-ROUTE_MAX // self._shards)
         shards = range(self._shards)
         found = await asyncio.gather(*(self._table.query("due", f"outbox#{shard}", limit) for shard in shards))
@@ -128,9 +129,8 @@ class Deliveries:
                 return None
             return read_delivery(item)
 
-        hints = sorted(
-            self._fresh.pop(route.hook, []), key=lambda item: (item["at"]["S"], item["pk"]["S"], item["sk"]["S"])
-        )
+        fresh = self._fresh.pop(route.hook, ())
+        hints = sorted(fresh, key=lambda item: (item["at"]["S"], item["pk"]["S"], item["sk"]["S"]))
         claimed, untried = await queue.claim(route.room, take, hints)
         self._fresh[route.hook].extend(untried)
         if len(claimed) == route.room:  # the end of one wakes the caller
@@ -247,7 +247,7 @@ class Deliveries:
                 return
 
         dead = Settlement("dead", error=f"hook disabled: {reason}")
-        await asyncio.gather(*map(bury, self._fresh.pop(hook, [])))
+        await asyncio.gather(*map(bury, self._fresh.pop(hook, ())))
         for shard in range(self._shards):
             async for page in self._table.pages("due", f"due#{hook}#{shard}"):
                 await asyncio.gather(*map(bury, page))
