@@ -33,16 +33,21 @@ GIVE_UP_AFTER_S = 8.0
 BACKOFF_S = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """Before each further attempt, up to this long; the last one for all that follow."""
 
-THROTTLED = frozenset(
-    {"ProvisionedThroughputExceededException", "ThrottlingException", "RequestLimitExceeded", "LimitExceededException"}
+TRY_AGAIN = frozenset(
+    {
+        "ProvisionedThroughputExceededException",
+        "ThrottlingException",
+        "RequestLimitExceeded",
+        "InternalServerError",
+        "InternalFailure",
+        "ServiceUnavailable",
+        "TransactionConflictException",
+        "TransactionInProgressException",
+        "ReplicatedWriteConflictException",
+    }
 )
-TRY_AGAIN = THROTTLED | {
-    "InternalServerError",
-    "InternalFailure",
-    "ServiceUnavailable",
-    "TransactionInProgressException",
-    "ReplicatedWriteConflictException",
-}
+TRY_AGAIN_REASONS = frozenset({"None", "TransactionConflict", "ThrottlingError", "ProvisionedThroughputExceeded"})
+"""Why a transaction may be refused that is worth making again, each of its items for one of these."""
 
 
 class Refused(Exception):
@@ -55,21 +60,13 @@ class Refused(Exception):
 
     @property
     def is_conflict(self) -> bool:
-        """Whether a condition did not hold, or somebody else was writing: what was read is out of date."""
-        return self.code in ("ConditionalCheckFailedException", "TransactionConflictException") or (
-            self.code == "TransactionCanceledException" and not self._is_throttled
-        )
+        """Whether a condition did not hold: what was read is out of date."""
+        return self.code == "ConditionalCheckFailedException" or "ConditionalCheckFailed" in self.reasons
 
     @property
     def is_transient(self) -> bool:
-        """Whether the same call is worth making again."""
-        return self.code in TRY_AGAIN or self._is_throttled
-
-    @property
-    def _is_throttled(self) -> bool:
-        """Whether a transaction was refused for its rate alone."""
-        real = {reason for reason in self.reasons if reason != "None"}
-        return bool(real) and real <= {"ThrottlingError", "ProvisionedThroughputExceeded"}
+        """Whether the same call is worth making again: it came too fast, or at the same time as another."""
+        return self.code in TRY_AGAIN or (bool(self.reasons) and set(self.reasons) <= TRY_AGAIN_REASONS)
 
 
 class Credentials(NamedTuple):

@@ -104,7 +104,7 @@ class Deliveries:
 
     async def _claim(self, route: Route, reason: str | None, now_ms: int, lease_ms: int) -> Claimed[Delivery]:
         if reason is not None:
-            await self._bury(route.hook, reason)
+            await self._bury(route.hook, reason, now_ms)
         if reason is not None or route.room <= 0:
             return Claimed([], None)
         queue = self.queue(f"due#{route.hook}", now_ms)
@@ -183,7 +183,7 @@ class Deliveries:
         item = await self._end(delivery, settlement, now_ms)
         if settlement.disable_target is not None:
             await self.disable(Disabled(delivery.hook, settlement.disable_target, settlement.error))
-            await self._bury(delivery.hook, settlement.error)
+            await self._bury(delivery.hook, settlement.error, now_ms)
         if item is not None and item.get("ordered", {}).get("BOOL") and settlement.state != "due":
             await self._let_on(item)
         return item is not None
@@ -236,13 +236,13 @@ class Deliveries:
             return
         self._fresh[ended["hook"]["S"]].append(item)
 
-    async def _bury(self, hook: str, reason: str) -> None:
+    async def _bury(self, hook: str, reason: str, now_ms: int) -> None:
         """Make everything that is due for a disabled hook a dead letter."""
 
         async def bury(entry: Item) -> None:
             at = key_of(entry)
             try:
-                await self._become(at, dead, "#state = :held", 0, held=text("due"))
+                await self._become(at, dead, "#state = :held", now_ms, held=text("due"))
             except Conflict:
                 return
 

@@ -20,7 +20,7 @@ from starlette.responses import Response
 
 from submitter.errors import InvalidSettings, LedgerUnavailable
 from submitter.ledger import Ledger, dynamodb_client, open_ledger
-from submitter.ledger.base import Route, Settlement
+from submitter.ledger.base import Disabled, Route, Settlement
 from submitter.ledger.dynamodb import DynamoLedger
 from submitter.ledger.dynamodb_client import Credentials, sign
 from submitter.task import TaskStatus
@@ -129,6 +129,9 @@ async def test_what_is_stored_here_is_delivered_while_the_indexes_lag(road: BadR
     [
         refusal("ProvisionedThroughputExceededException"),
         refusal("TransactionCanceledException", CancellationReasons=[{"Code": "None"}, {"Code": "ThrottlingError"}]),
+        refusal(
+            "TransactionCanceledException", CancellationReasons=[{"Code": "TransactionConflict"}, {"Code": "None"}]
+        ),
         refusal("InternalServerError", 500),
         Response("<html>", 503),
     ],
@@ -140,6 +143,14 @@ async def test_what_aws_asks_to_have_tried_again_is(road: BadRoad, opened: Open,
     reserved = await ledger.reserve(task("a"))
     assert reserved is not None
     assert reserved.is_new
+
+
+async def test_an_end_that_meets_another_write_is_stored_all_the_same(road: BadRoad, opened: Open) -> None:
+    ledger = opened()
+    await succeed(ledger, "a")
+    found = (await ledger.claim_deliveries([ALL], NOW, 1000)).items
+    road.fault = once("UpdateItem", refusal("TransactionConflictException"))
+    assert [await ledger.settle(one, Settlement("done")) for one in found] == [True, True]
 
 
 async def test_a_table_that_may_not_be_made_is_named_with_its_remedy(road: BadRoad, opened: Open) -> None:
@@ -185,6 +196,11 @@ async def test_what_has_ended_expires_and_nothing_that_is_on_its_way(stand_in: s
         assert kept["telling"] == {"d#all#0000000001", "d#all#0000000002"}
         assert kept["unrouted"] == {"e#0000000001", "e#0000000002"}
         assert kept["open"] == {"task"}
+        await ledger.disable(Disabled("all", "t1", "HTTP 410"))
+        await ledger.claim_deliveries([ALL], NOW, 1000)
+        assert {item["ttl"]["N"] for item in await ledger._table.query(None, "T#telling") if "ttl" in item} == {
+            str(NOW // 1000 + 7 * 86_400)
+        }
         table = await ledger.client.call("DescribeTimeToLive", TableName=ledger._table.name)
         assert table["TimeToLiveDescription"]["AttributeName"] == "ttl"
         (told,) = [item for item in await ledger._table.query(None, "T#told") if item["sk"]["S"] == "task"]
