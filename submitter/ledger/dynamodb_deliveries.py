@@ -6,7 +6,7 @@ a condition on one item, and one that is made twice changes nothing.
 
 import asyncio
 from collections import defaultdict, deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from submitter.ledger.base import Claimed, Delivery, DeliveryState, Disabled, HookState, Route, Settlement
 from submitter.ledger.dynamodb_items import (
@@ -32,6 +32,7 @@ FRESH_MAX = 1000  # what is remembered of each kind: the index shows the rest a 
 ROUTE_MAX = 400  # events that one claim gives to hooks
 BETWEEN = "#sort BETWEEN :first AND :last"
 SEQUENCE_MAX = 9_999_999_999
+KNOWN_FOR_S = 1.0  # how long a claim stands on what was read of the hooks: one partition holds them all
 SOON_MS = 50  # when to look again for what somebody else is about to do
 
 
@@ -42,6 +43,8 @@ class Deliveries:
         self._table = table
         self._shards = shards
         self._ttl_s = ttl_s
+        self._last_known: dict[str, Item] | None = None
+        self._read_s = 0.0
         self._fresh_events: deque[Item] = deque(maxlen=FRESH_MAX)
         self._fresh: dict[str, deque[Item]] = defaultdict(lambda: deque(maxlen=FRESH_MAX))
 
@@ -57,7 +60,7 @@ class Deliveries:
 
     async def claim(self, routes: Sequence[Route], now_ms: int, lease_ms: int) -> Claimed[Delivery]:
         """Make deliveries of events that have none, and claim what is due."""
-        known = await self._known()
+        known = await self._known(max_age_s=KNOWN_FOR_S)
         await self.register({route.hook for route in routes} - set(self._hooks_of(known)))
         reasons = {route.hook: _disabled(route, known) for route in routes}
         more = await self._route(routes, reasons, now_ms)
@@ -267,6 +270,7 @@ class Deliveries:
             return True
 
         await self._table.delete(key("hooks", f"disabled#{hook}"))
+        self._last_known = None
         if external_task_id is not None:
             where, prefix = "begins_with(#sort, :prefix)", text(f"d#{hook}#")
             found = await self._table.query(None, family(external_task_id), where=where, prefix=prefix)
@@ -338,14 +342,21 @@ class Deliveries:
         """Note that a hook is disabled."""
         at = key("hooks", f"disabled#{entry.hook}")
         await self._table.put({**at, "target": text(entry.target), "reason": text(entry.reason)})
+        self._last_known = None
 
-    async def register(self, hooks: Iterable[str]) -> None:
+    async def register(self, hooks: Collection[str]) -> None:
         """Note that there are deliveries of these hooks, so that they are counted."""
-        await asyncio.gather(*(self._table.put(key("hooks", f"hook#{hook}")) for hook in hooks))
+        if hooks:
+            await asyncio.gather(*(self._table.put(key("hooks", f"hook#{hook}")) for hook in hooks))
+            self._last_known = None
 
-    async def _known(self) -> dict[str, Item]:
-        """Return what is known of hooks, by the items' sort keys."""
-        return {item["sk"]["S"]: item for item in await self._table.query(None, "hooks")}
+    async def _known(self, *, max_age_s: float = 0) -> dict[str, Item]:
+        """Return what is known of hooks, by the items' sort keys; what others wrote since `max_age_s` may miss."""
+        now_s = asyncio.get_running_loop().time()
+        if self._last_known is None or now_s - self._read_s >= max_age_s:
+            self._read_s = now_s
+            self._last_known = {item["sk"]["S"]: item for item in await self._table.query(None, "hooks")}
+        return self._last_known
 
     def _hooks_of(self, known: Iterable[str]) -> list[str]:
         return [sk.removeprefix("hook#") for sk in known if sk.startswith("hook#")]
