@@ -65,9 +65,9 @@ class Creator:
         self._lease_ms = int(sending_lease_s * 1000)
         self._line: dict[str, asyncio.Lock] = {}
 
-    def sending(self, sender: str, *, begins: bool = False) -> Sending:
+    def sending(self, sender: str, *, begins: bool = False, renews: bool = False) -> Sending:
         """Return the observation that `sender` holds the right to send from now on."""
-        return Sending(sender, self._clock.now_ms() + self._lease_ms, begins)
+        return Sending(sender, self._clock.now_ms() + self._lease_ms, begins, renews)
 
     async def create(self, task: Task, make: MakeRequest, candidates: Sequence[Candidate], *, may_exist: bool) -> Task:
         """Send the create request until its outcome is known, and return the task that it made.
@@ -270,7 +270,7 @@ class Creator:
         async def renew() -> None:
             while True:
                 await asyncio.sleep(self._lease_ms / 3000)
-                await self.observe(task.external_task_id, self.sending(task.sender or ""))
+                await self.observe(task.external_task_id, self.sending(task.sender or "", renews=True))
 
         renewing = asyncio.create_task(renew())
         try:

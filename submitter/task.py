@@ -150,11 +150,15 @@ class Report(msgspec.Struct, frozen=True):
 
 
 class Sending(msgspec.Struct, frozen=True):
-    """`sender` holds the right to send the create request until `until_ms`, and `begins` to use it now."""
+    """`sender` holds the right to send the create request until `until_ms`, and `begins` to use it now.
+
+    One that `renews` holds it already: a renewal that comes behind the end takes nothing anew.
+    """
 
     sender: str
     until_ms: int
     begins: bool = False
+    renews: bool = False
 
 
 class Refused(msgspec.Struct, frozen=True):
@@ -364,7 +368,7 @@ def _outcome_unknown(task: Task, message: str, now_ms: int) -> Transition | None
 
 def _sending(task: Task, sending: Sending, now_ms: int) -> Transition | None:
     sender, until_ms = sending.sender, sending.until_ms
-    if task.sender != sender and not may_send(task, now_ms):
+    if task.sender != sender and (sending.renews or not may_send(task, now_ms)):
         return None
     if task.status not in NOT_ANSWERED:
         return None

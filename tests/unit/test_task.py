@@ -166,6 +166,18 @@ def test_the_right_to_send_is_a_lease() -> None:
     assert taken.task.sender == "second"
 
 
+def test_a_renewal_behind_the_end_takes_no_right_anew() -> None:
+    held = transition(task(), Sending("s1", NOW + 1000, begins=True), NOW)
+    assert held is not None
+    renewed = transition(held.task, Sending("s1", NOW + 2000, renews=True), NOW)
+    assert renewed is not None
+    assert renewed.task.sending_until_ms == NOW + 2000
+    ended = transition(renewed.task, OutcomeUnknown("no answer"), NOW)
+    assert ended is not None
+    assert transition(ended.task, Sending("s1", NOW + 3000, renews=True), NOW) is None
+    assert transition(ended.task, Sending("s2", NOW + 3000), NOW) is not None
+
+
 def test_a_reservation_whose_submitter_died_becomes_unknown_when_the_vendor_has_no_such_task() -> None:
     sending = transition(task(), Sending("dead", NOW + 15_000), NOW)
     assert sending is not None
