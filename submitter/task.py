@@ -363,7 +363,8 @@ def _outcome_unknown(task: Task, message: str, now_ms: int) -> Transition | None
     released = replace(task, sender=None, sending_until_ms=0)
     if task.status is TaskStatus.SUBMISSION_UNKNOWN:
         return Transition(released)
-    return _become(released, TaskStatus.SUBMISSION_UNKNOWN, now_ms, message=message)
+    unknown = _become(released, TaskStatus.SUBMISSION_UNKNOWN, now_ms, message=message)
+    return replace(unknown, task=replace(unknown.task, poll_at_ms=_sooner(task, unknown.task.poll_at_ms)))
 
 
 def _sending(task: Task, sending: Sending, now_ms: int) -> Transition | None:
@@ -382,10 +383,17 @@ def _sending(task: Task, sending: Sending, now_ms: int) -> Transition | None:
             sending_until_ms=until_ms,
             begun=task.begun or sending.begins,
             refused=False,
-            poll_at_ms=grown_old_ms,
+            poll_at_ms=_sooner(task, grown_old_ms),
             updated_at_ms=now_ms,
         )
     )
+
+
+def _sooner(task: Task, poll_at_ms: int | None) -> int | None:
+    """Return when to ask about a task that is doubted: what the vendor told is not put off by what we do."""
+    if not task.doubted or task.poll_at_ms is None or poll_at_ms is None:
+        return poll_at_ms
+    return min(task.poll_at_ms, poll_at_ms)
 
 
 def _unheard(task: Task, message: str, now_ms: int) -> Transition | None:

@@ -155,6 +155,19 @@ def test_a_doubted_report_changes_no_state_and_is_asked_about_at_once() -> None:
     assert moved.task.poll_at_ms == NOW
 
 
+def test_what_we_do_puts_off_no_poll_of_a_doubted_task() -> None:
+    held = transition(task(), Sending("s1", NOW + 1000, begins=True), NOW)
+    assert held is not None
+    doubted = transition(held.task, Doubted("893"), NOW + 100)
+    assert doubted is not None
+    renewed = transition(doubted.task, Sending("s1", NOW + 2000, renews=True), NOW + 300)
+    assert renewed is not None
+    assert renewed.task.poll_at_ms == NOW + 100
+    unknown = transition(renewed.task, OutcomeUnknown("no answer"), NOW + 900)
+    assert unknown is not None
+    assert unknown.task.poll_at_ms == NOW + 100
+
+
 def test_the_right_to_send_is_a_lease() -> None:
     moved = transition(task(), Sending("first", NOW + 15_000), NOW)
     assert moved is not None
