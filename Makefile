@@ -36,9 +36,10 @@ LOCK := pyproject.toml --universal --all-extras --group dev --generate-hashes --
 # What the container image holds. For hooks on other buses: make lock EXTRAS="postgres kafka"
 EXTRAS ?= postgres
 LOCK_IMAGE := pyproject.toml $(EXTRAS:%=--extra %) --universal --generate-hashes --no-header
-# What a function on Lambda needs: no server, no command line, no metrics.
+# What a function on Lambda needs: no server, no command line, no metrics. For hooks elsewhere: make lock AWS_EXTRAS=kafka
+AWS_EXTRAS ?=
 NOT_ON_LAMBDA := uvicorn uvloop httptools click colorama prometheus-client pycparser
-LOCK_AWS := pyproject.toml $(NOT_ON_LAMBDA:%=--no-emit-package %) --universal --generate-hashes --no-header
+LOCK_AWS := pyproject.toml $(AWS_EXTRAS:%=--extra %) $(NOT_ON_LAMBDA:%=--no-emit-package %) --universal --generate-hashes --no-header
 # A stand-in for AWS, whose own requirements are nobody else's.
 LOCK_MINISTACK := tests/ministack.in --universal --generate-hashes --no-header
 lock: .venv/installed  ## pin anew what pyproject.toml asks for
