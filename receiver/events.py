@@ -60,13 +60,17 @@ class Events:
         requests = read_http(request.headers, body)
         try:
             async with asyncio.timeout(BUDGET_S):
-                tasks = await asyncio.gather(*map(self._make, requests))
+                # All of a batch come to their ends: nothing runs behind an answer.
+                tasks = await asyncio.gather(*map(self._make, requests), return_exceptions=True)
         except TimeoutError:
             detail = f"No slot became free, or no vendor answered, in {BUDGET_S:g} s: send it again."
             response = self._problem(503, "not submitted yet", detail)
             response.headers["retry-after"] = str(RETRY_AFTER_S)
             return response
-        return JSONResponse({"tasks": [task_data(task) for task in tasks]}, 202)
+        errors = [task for task in tasks if isinstance(task, BaseException)]
+        if errors:
+            raise errors[0]
+        return JSONResponse({"tasks": [task_data(task) for task in tasks if isinstance(task, Task)]}, 202)
 
     async def _make(self, request: MotionControl) -> Task:
         try:

@@ -116,6 +116,19 @@ async def test_what_is_wrong_is_said_and_nothing_is_sent(world: World, url: str,
     assert (await client.post(url, content=other.body, headers=other.headers | BEARER)).status_code == 409
 
 
+async def test_a_batch_with_one_that_fails_is_answered_once_all_have_ended(
+    world: World, url: str, client: httpx.AsyncClient
+) -> None:
+    wrong = msgspec.json.decode(to_structured_event(made(world, "order-1", character_orientation="sideways")).body)
+    right = msgspec.json.decode(to_structured_event(made(world, "order-2")).body)
+    headers = {"content-type": "application/cloudevents-batch+json"} | BEARER
+    answer = await client.post(url, content=msgspec.json.encode([wrong, right]), headers=headers)
+    assert answer.status_code == 400
+    assert world.kling.counts["created"] == 1  # before the answer
+    again = await client.post(url, content=msgspec.json.encode([right]), headers=headers)
+    assert (again.status_code, world.kling.counts["created"]) == (202, 1)
+
+
 async def test_a_create_of_which_nobody_knows_is_taken_and_looked_for(world: World, client: httpx.AsyncClient) -> None:
     world.stand_in("novita")
     world.environ["KLING_RELAY_EVENTS_TOKEN"] = TOKEN
