@@ -71,6 +71,8 @@ def tasks_show(external_task_id: str, as_json: bool) -> None:
     for video in task.videos:
         dies = "" if video.expires_at_ms is None else f", until {timestamp(video.expires_at_ms)}"
         click.echo(f"{'video':<18}{video.url} ({video.duration or '?'} s{dies})")
+        for copy in filter(None, (video.archived, video.archived_watermark)):
+            click.echo(f"{'archived':<18}{copy.url} (sha256 {copy.sha256})")
     for tried in task.tried:
         click.echo(f"{'refused by':<18}{tried.vendor}: {tried.reason}")
     for charge in task.cost:
