@@ -15,7 +15,7 @@ from submitter.event import Event, task_data, timestamp
 from submitter.ledger import Ledger
 from submitter.settings import load_settings
 from submitter.submit import Submitter
-from submitter.task import Task, TaskStatus
+from submitter.task import Task, TaskStatus, Video
 
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
@@ -69,10 +69,7 @@ def tasks_show(external_task_id: str, as_json: bool) -> None:
         if name not in ("videos", "cost", "metadata"):
             click.echo(f"{name:<18}{value or ''}")
     for video in task.videos:
-        dies = "" if video.expires_at_ms is None else f", until {timestamp(video.expires_at_ms)}"
-        click.echo(f"{'video':<18}{video.url} ({video.duration or '?'} s{dies})")
-        for copy in filter(None, (video.archived, video.archived_watermark)):
-            click.echo(f"{'archived':<18}{copy.url} (sha256 {copy.sha256})")
+        _show_video(video)
     for tried in task.tried:
         click.echo(f"{'refused by':<18}{tried.vendor}: {tried.reason}")
     for charge in task.cost:
@@ -161,6 +158,13 @@ def tasks_costs(days: int, vendor: str | None, as_json: bool) -> None:
         print_json(rows)
     else:
         print_table(rows, ("day", "vendor", "tasks", "amount", "unit"), empty=f"no costs in {days} days")
+
+
+def _show_video(video: Video) -> None:
+    dies = "" if video.expires_at_ms is None else f", until {timestamp(video.expires_at_ms)}"
+    click.echo(f"{'video':<18}{video.url} ({video.duration or '?'} s{dies})")
+    for copy in filter(None, (video.archived, video.archived_watermark)):
+        click.echo(f"{'archived':<18}{copy.url} (sha256 {copy.sha256})")
 
 
 def _show_short(task: Task, as_json: bool) -> None:
