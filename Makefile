@@ -65,7 +65,7 @@ package: .venv/installed  ## infra/aws/build, what the functions of infra/aws/te
 
 install: .venv/installed
 
-.venv/installed: requirements.txt tests/ministack.txt pyproject.toml
+.venv/installed: requirements.txt tests/ministack.txt infra/requirements.txt infra/aws/requirements.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or later is needed: make PYTHON=python3.12")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --require-hashes -r requirements.txt
@@ -73,6 +73,8 @@ install: .venv/installed
 	test -x .venv/ministack/bin/python || $(PYTHON) -m venv .venv/ministack
 	.venv/ministack/bin/python -m pip install --quiet --require-hashes -r tests/ministack.txt
 	cp requirements.txt tests/ministack.txt .venv/
+	cp infra/requirements.txt .venv/image.txt
+	cp infra/aws/requirements.txt .venv/aws.txt
 	touch $@
 
 clean:
