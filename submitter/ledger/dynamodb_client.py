@@ -131,7 +131,6 @@ class DynamoClient:
         self._idle: list[HTTPConnection] = []
         self._tls: ssl.SSLContext | None = None
         self._lock = threading.Lock()
-        self.calls = 0
 
     async def call(self, operation: str, **asked: Any) -> dict[str, Any]:
         """Return the answer to a call; every call made here may be made twice.
@@ -168,7 +167,6 @@ class DynamoClient:
 
     def _post(self, operation: str, body: bytes) -> dict[str, Any]:
         with self._lock:
-            self.calls += 1
             connection = self._idle.pop() if self._idle else self._connect()
         now = datetime.fromtimestamp(self._clock.now_s(), UTC)
         headers = sign(self._host, f"DynamoDB_20120810.{operation}", body, self._region, self._credentials(), now)

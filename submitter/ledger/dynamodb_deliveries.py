@@ -193,9 +193,9 @@ class Deliveries:
 
     async def _end(self, delivery: Delivery, settlement: Settlement, now_ms: int) -> Item | None:
         at, attempts = delivery_key(delivery), number(delivery.attempts)
-        condition = "#state = :held AND #attempts = :attempts"
+        condition = "#state = :held AND #attempts = :taken"
         try:
-            return await self._become(at, settlement, condition, now_ms, held=text("due"), attempts=attempts)
+            return await self._become(at, settlement, condition, now_ms, held=text("due"), taken=attempts)
         except Conflict:  # or it was ended by this very call, whose first answer was lost
             found = await self._table.get(at)
             ended = (text(settlement.state), number(settlement.due_at_ms), text(settlement.error), attempts)
@@ -203,11 +203,23 @@ class Deliveries:
                 return None
             return found
 
-    async def _become(self, at: Item, settlement: Settlement, condition: str, now_ms: int, **values: Item) -> Item:
-        """Store a delivery's state, with its place in the index."""
+    async def _become(
+        self,
+        at: Item,
+        settlement: Settlement,
+        condition: str,
+        now_ms: int,
+        *,
+        attempts: int | None = None,
+        **values: Item,
+    ) -> Item:
+        """Store a delivery's state, with its place in the index (and how many attempts it had), as one write."""
         state, due_at_ms = settlement.state, settlement.due_at_ms
         change = "SET #state = :state, #due = :due_at, #error = :error"
         values |= {"state": text(state), "due_at": number(due_at_ms), "error": text(settlement.error)}
+        if attempts is not None:
+            change += ", #attempts = :attempts"
+            values["attempts"] = number(attempts)
         if state == "due":
             change += ", #queue = :place, #at = :at"
             values |= {"place": text(self._place(at, "due")), "at": text(moment(due_at_ms))}
@@ -262,8 +274,7 @@ class Deliveries:
             at = key_of(entry)
             again = Settlement("due", due_at_ms=now_ms)
             try:
-                item = await self._become(at, again, "#state = :held", now_ms, held=text("dead"))
-                await self._table.update(at, "SET #attempts = :none", None, none=number(0))
+                item = await self._become(at, again, "#state = :held", now_ms, attempts=0, held=text("dead"))
             except Conflict:
                 return False
             self._fresh[hook].append(item)

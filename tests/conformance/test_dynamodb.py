@@ -153,6 +153,19 @@ async def test_an_end_that_meets_another_write_is_stored_all_the_same(road: BadR
     assert [await ledger.settle(one, Settlement("done")) for one in found] == [True, True]
 
 
+async def test_a_dead_letter_is_revived_by_one_write(road: BadRoad, opened: Open) -> None:
+    ledger = opened()
+    await ledger.reserve(task("a"))
+    await ledger.apply("a", report(TaskStatus.SUBMITTED))
+    (found,) = (await ledger.claim_deliveries([ALL], NOW, 1000)).items
+    await ledger.settle(found, Settlement("dead", error="HTTP 500"))
+    before = road.operations.count("UpdateItem")
+    assert await ledger.replay("all", NOW) == 1  # in two, a worker could claim it in between
+    assert road.operations.count("UpdateItem") == before + 1
+    (again,) = (await ledger.claim_deliveries([ALL], NOW, 1000)).items
+    assert again.attempts == 1
+
+
 async def test_a_table_that_may_not_be_made_is_named_with_its_remedy(road: BadRoad, opened: Open) -> None:
     road.fault = lambda operation, _: refusal("AccessDeniedException") if operation == "CreateTable" else None
     with pytest.raises(LedgerUnavailable, match="ledger migrate"):
