@@ -21,7 +21,6 @@ from urllib.parse import urlsplit
 from receiver.destinations.base import Outcome, failed, wrong
 from receiver.hooks import TEST, Hook
 from submitter.clock import Clock
-from submitter.errors import LedgerUnavailable
 from submitter.event import Event
 from submitter.ledger.base import Ledger
 from submitter.media import CannotFetch, download
@@ -50,8 +49,8 @@ class Archive:
 
     async def send(self, event: Event, now_s: float) -> Outcome:
         if event.type == TEST:
-            wrong = await self.reach()
-            return Outcome(wrong is None, wrong or f"{PROBE} is written there")
+            reason = await self.reach()
+            return Outcome(reason is None, reason or f"{PROBE} is written there")
         if event.type != f"task.{TaskStatus.SUCCEED.value}" or self._ledger is None:
             return Outcome(True, "nothing to archive")
         try:
@@ -68,8 +67,6 @@ class Archive:
             )
         except CannotFetch as error:
             return Outcome(False, str(error)[:500])
-        except LedgerUnavailable:
-            raise
         except Exception as error:  # noqa: BLE001 - each store's library has errors of its own
             return failed(error)
         return Outcome(True, f"{len(copies)} files archived")
