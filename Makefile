@@ -1,24 +1,39 @@
-# Everything runs in .venv, from the pins in requirements.txt.
+# All targets run in .venv, with the versions pinned in requirements.txt.
 PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test check bench lock install clean package
+.PHONY: demo test test-all test-slow check bench lock install clean package
 
 VENDOR ?= kling
-demo: .venv/installed  ## the whole road, offline; VENDOR=novita, highway, aihubmax or oxen for another vendor's
+demo: .venv/demo  ## the whole pipeline, offline; VENDOR=novita, highway, aihubmax or oxen for another vendor's stand-in
 	$(BIN)/kling-relay demo --vendor $(VENDOR)
 
-test: .venv/installed  ## every test; what needs a server that is not there is skipped with a reason
-	$(BIN)/python -m pytest
+# Most tests wait for sockets and other processes more than they compute: more workers than processors.
+WORKERS ?= 6
+PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup
+test: .venv/installed  ## the tests that a change is likely to break; a missing server skips its tests with a reason (CI=true: fails)
+	$(PYTEST) --ignore tests/house -m "not slow and not matrix"
 
-check: .venv/installed  ## style, types, the import contract, fresh pins
+test-slow: .venv/installed  ## the other tests: long ones, and those that repeat on other engines
+	$(PYTEST) --ignore tests/house -m "slow or matrix"
+
+test-all: .venv/installed  ## every test
+	$(PYTEST)
+
+check: .venv/installed  ## lint, format, types, imports, words, documentation, package metadata, pins, infra/
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/uv pip compile $(LOCK) --quiet --output-file .venv/requirements.txt
+	$(BIN)/python -m pytest -q tests/house
+	rm -rf .venv/dist
+	$(BIN)/hatchling build --directory .venv/dist
+	$(BIN)/twine check --strict .venv/dist/*
+	$(BIN)/uv pip compile $(LOCK_DEMO) --quiet --output-file .venv/requirements.txt
 	diff requirements.txt .venv/requirements.txt
+	$(BIN)/uv pip compile $(LOCK_DEV) --quiet --output-file .venv/requirements-dev.txt
+	diff requirements-dev.txt .venv/requirements-dev.txt
 	$(BIN)/uv pip compile $(LOCK_MINISTACK) --quiet --output-file .venv/ministack.txt
 	diff tests/ministack.txt .venv/ministack.txt
 	$(BIN)/uv pip compile $(LOCK_IMAGE) --quiet --output-file .venv/image.txt
@@ -29,30 +44,34 @@ check: .venv/installed  ## style, types, the import contract, fresh pins
 	$(BIN)/cfn-lint infra/aws/template.yaml
 	$(BIN)/kubernetes-validate --quiet --strict $(filter-out %/kustomization.yaml,$(wildcard infra/kubernetes/*.yaml))
 
-bench: package  ## the figures of the README
+bench: package  ## benchmarks: the figures in the README
 	$(BIN)/python -m tests.bench
 
-LOCK := pyproject.toml --universal --all-extras --group dev --generate-hashes --no-header
-# What the container image holds. For hooks on other buses: make lock EXTRAS="postgres kafka"
+# What `make demo` installs: the package with its sandbox, and what builds it.
+LOCK_DEMO := pyproject.toml --universal --extra sandbox --group build --generate-hashes --no-header
+# What `make test` adds: every extra, and the tools. One version of a package in both.
+LOCK_DEV := pyproject.toml --universal --all-extras --group dev --constraint requirements.txt --generate-hashes --no-header
+# Dependencies of the container image. For hooks on other buses: make lock EXTRAS="postgres kafka"
 EXTRAS ?= postgres
 LOCK_IMAGE := pyproject.toml $(EXTRAS:%=--extra %) --universal --generate-hashes --no-header
-# What a function on Lambda needs: no server, no command line, no metrics. For hooks elsewhere: make lock AWS_EXTRAS=kafka
+# Dependencies on Lambda: no server, command line or metrics. For hooks on other buses: make lock AWS_EXTRAS=kafka
 AWS_EXTRAS ?=
 NOT_ON_LAMBDA := uvicorn uvloop httptools click colorama prometheus-client pycparser
 LOCK_AWS := pyproject.toml $(AWS_EXTRAS:%=--extra %) $(NOT_ON_LAMBDA:%=--no-emit-package %) --universal --generate-hashes --no-header
-# A stand-in for AWS, whose own requirements are nobody else's.
+# A stand-in for AWS, in a separate virtual environment: nothing else shares its dependencies.
 LOCK_MINISTACK := tests/ministack.in --universal --generate-hashes --no-header
-lock: .venv/installed  ## pin anew what pyproject.toml asks for
-	$(BIN)/uv pip compile $(LOCK) --quiet --upgrade --output-file requirements.txt
+lock: .venv/installed  ## upgrade the pins of all dependencies in pyproject.toml
+	$(BIN)/uv pip compile $(LOCK_DEMO) --quiet --upgrade --output-file requirements.txt
+	$(BIN)/uv pip compile $(LOCK_DEV) --quiet --upgrade --output-file requirements-dev.txt
 	$(BIN)/uv pip compile $(LOCK_MINISTACK) --quiet --upgrade --output-file tests/ministack.txt
 	$(BIN)/uv pip compile $(LOCK_IMAGE) --quiet --upgrade --output-file infra/requirements.txt
 	$(BIN)/uv pip compile $(LOCK_AWS) --quiet --upgrade --output-file infra/aws/requirements.txt
 
-# Wheels for Lambda's machine, and bytecode of this Python: deploy it with Runtime=pythonX.Y of the same.
+# Wheels for Lambda's platform, and bytecode of this Python version: deploy it with the same Runtime=pythonX.Y.
 ARCH ?= x86_64
 CONFIG ?= relay.toml
 PACKAGE := infra/aws/build
-package: .venv/installed  ## infra/aws/build, what the functions of infra/aws/template.yaml run, with CONFIG in it
+package: .venv/installed  ## infra/aws/build, the code of the functions in infra/aws/template.yaml, with CONFIG as relay.toml
 	rm -rf $(PACKAGE)
 	$(BIN)/uv pip install --quiet --target $(PACKAGE) --python $(BIN)/python --python-platform $(ARCH)-manylinux_2_28 \
 		--only-binary :all: --require-hashes --no-deps -r infra/aws/requirements.txt
@@ -65,14 +84,21 @@ package: .venv/installed  ## infra/aws/build, what the functions of infra/aws/te
 
 install: .venv/installed
 
-.venv/installed: requirements.txt tests/ministack.txt infra/requirements.txt infra/aws/requirements.txt pyproject.toml
+.venv/demo: requirements.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or later is needed: make PYTHON=python3.12")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --require-hashes -r requirements.txt
+	@echo "Installing the package and its sandbox into .venv (once) ..."
+	$(BIN)/python -m pip install --require-hashes -r requirements.txt
 	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps -e .
+	cp requirements.txt .venv/
+	touch $@
+
+.venv/installed: .venv/demo requirements-dev.txt tests/ministack.txt infra/requirements.txt infra/aws/requirements.txt
+	@echo "Installing the tools and every extra into .venv (once; about 1 GB) ..."
+	$(BIN)/python -m pip install --require-hashes -r requirements-dev.txt
 	test -x .venv/ministack/bin/python || $(PYTHON) -m venv .venv/ministack
 	.venv/ministack/bin/python -m pip install --quiet --require-hashes -r tests/ministack.txt
-	cp requirements.txt tests/ministack.txt .venv/
+	cp requirements-dev.txt tests/ministack.txt .venv/
 	cp infra/requirements.txt .venv/image.txt
 	cp infra/aws/requirements.txt .venv/aws.txt
 	touch $@

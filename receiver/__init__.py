@@ -1,0 +1,1 @@
+"""The receiver: accepts vendor callbacks, polls overdue tasks, delivers task events to hooks."""

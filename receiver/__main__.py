@@ -1,5 +1,5 @@
-"""`python -m receiver` is `kling-relay`."""
+"""Run the command line: `python -m receiver` is the same as `kling-relay`."""
 
-from receiver.cli import main
+from receiver.cli.main import main
 
 main(prog_name="kling-relay")

@@ -1,4 +1,4 @@
-"""Prometheus metrics."""
+"""Prometheus metrics: callbacks, deliveries, polls, and the ledger's counts."""
 
 from collections.abc import Mapping
 
@@ -6,7 +6,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 
 class PrometheusMetrics:
-    """Everything that is counted, in a registry of its own."""
+    """All metrics of one receiver, in a separate registry."""
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
@@ -16,30 +16,30 @@ class PrometheusMetrics:
         self._by_result: dict[tuple[str, str], Counter] = {}
         self._deliveries = Histogram(
             "kling_relay_delivery_seconds",
-            "Attempts to deliver, by hook and result (done, due again, dead)",
+            "Delivery attempts, by hook and result (done, due, dead)",
             ["hook", "result"],
             registry=self._registry,
         )
         self._paused = Gauge(
             "kling_relay_hook_paused",
-            "1 while a hook that failed and failed is left alone",
+            "1 while a hook's circuit breaker is open",
             ["hook"],
             registry=self._registry,
         )
-        self._queries = Counter(
+        self._polls = Counter(
             "kling_relay_polls",
             "Queries to vendors, by vendor and result",
             ["vendor", "result"],
             registry=self._registry,
         )
-        self._polled = Counter("kling_relay_polled_tasks", "Tasks asked about", ["vendor"], registry=self._registry)
-        self._open = Gauge("kling_relay_open_tasks", "Tasks without an end", ["status"], registry=self._registry)
+        self._polled = Counter("kling_relay_polled_tasks", "Tasks polled", ["vendor"], registry=self._registry)
+        self._open = Gauge("kling_relay_open_tasks", "Open tasks", ["status"], registry=self._registry)
         self._pending = Gauge("kling_relay_deliveries", "Deliveries, due or dead", ["state"], registry=self._registry)
-        self._quarantine = Gauge("kling_relay_quarantine", "Bodies in quarantine", registry=self._registry)
+        self._quarantine = Gauge("kling_relay_quarantine", "Quarantined bodies", registry=self._registry)
 
     def callback(self, vendor: str, result: str) -> None:
         counter = self._by_result.get((vendor, result))
-        if counter is None:  # looking a child up by its labels costs more than all the rest of counting
+        if counter is None:  # `labels` costs more than the rest of counting
             counter = self._by_result[vendor, result] = self._callbacks.labels(vendor, result)
         counter.inc()
 
@@ -50,7 +50,7 @@ class PrometheusMetrics:
         self._paused.labels(hook).set(int(is_open))
 
     def poll(self, vendor: str, result: str, tasks: int) -> None:
-        self._queries.labels(vendor, result).inc()
+        self._polls.labels(vendor, result).inc()
         self._polled.labels(vendor).inc(tasks)
 
     def render(self, counts: Mapping[str, int]) -> bytes:

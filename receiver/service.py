@@ -1,7 +1,7 @@
-"""The composition root: settings to a running app, for `serve`, uvicorn's factory and functions' handlers.
+"""The composition root: builds the app and the worker from settings, for `serve`, uvicorn and Lambda.
 
-What asks vendors and tells hooks is imported when it is first needed: a function that only hears a
-callback starts without it.
+The modules that poll vendors and notify hooks are imported on first use, so that a function that only
+receives a callback starts without them.
 """
 
 import gc
@@ -13,19 +13,22 @@ from typing import TYPE_CHECKING
 
 import structlog
 from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
 
-from receiver import log
-from receiver.app import Lifespan, Metrics, create_app
-from receiver.callback import Door, Verify
+from receiver.app import Lifespan, ReceiverMetrics, create_app
 from receiver.settings import ReceiverSettings, load_receiver_settings
+from receiver.verification import VendorCheck, Verifier
+from submitter import log
 from submitter.callback_url import KeyRing
 from submitter.clock import Clock
-from submitter.installed import vendors
-from submitter.ledger import Ledger, open_ledger, shown
-from submitter.media_store import directory_of
+from submitter.ledger import Ledger, open_ledger, without_password
+from submitter.media.store import directory_of
+from submitter.vendors.registry import vendors
 
 if TYPE_CHECKING:
     from receiver.metrics import PrometheusMetrics
+    from receiver.task_requests import TaskRequests
     from receiver.worker import Worker
     from submitter.http import VendorHttp
     from submitter.request import MotionControl
@@ -36,7 +39,7 @@ GC_THRESHOLDS = (20_000, 20, 100)
 
 
 class Service:
-    """Everything that runs behind one receiver."""
+    """One receiver's ledger, worker, submitter and connections. All but the ledger open on first use."""
 
     def __init__(
         self, settings: ReceiverSettings, ledger: Ledger, clock: Clock, metrics: "PrometheusMetrics | None"
@@ -48,19 +51,19 @@ class Service:
 
     @cached_property
     def http(self) -> "VendorHttp":
-        """The vendors' connections."""
+        """HTTP connections to vendors."""
         from submitter.http import VendorHttp
 
         return VendorHttp()
 
     @cached_property
     def worker(self) -> "Worker":
-        """What delivers and polls."""
-        from receiver.delivery import Dispatcher
+        """Delivers events, polls vendors, listens to event streams."""
         from receiver.destinations import open_destination
         from receiver.destinations.base import UsesLedger
-        from receiver.listen import Listener
-        from receiver.poll import Poller
+        from receiver.dispatcher import Dispatcher
+        from receiver.poller import Poller
+        from receiver.stream_listener import StreamListener
         from receiver.worker import Worker
         from submitter.vendors.base import Streams
 
@@ -72,77 +75,89 @@ class Service:
         dispatcher = Dispatcher(ledger, hooks, destinations, self._clock, self.metrics)
         poller = Poller(ledger, common.vendors, self.http, self._clock, self.metrics)
         listeners = [
-            Listener(ledger, configured.vendor, self.http, self._clock)
+            StreamListener(ledger, configured.vendor, self.http, self._clock)
             for configured in common.vendors.values()
             if isinstance(configured.vendor, Streams)
         ]
-        return Worker(ledger, dispatcher, poller, listeners)
+        return Worker(ledger, dispatcher, poller, listeners, clock=self._clock)
 
     @cached_property
     def submitter(self) -> "Submitter":
-        """What makes tasks of events."""
+        """Submits the tasks that `/events` requests."""
         from submitter.submit import Submitter
 
         return Submitter(self.settings.common, self.ledger, clock=self._clock)
 
+    async def answer_task_request(self, request: Request) -> Response:
+        """Handle `/events`."""
+        return await self._task_requests(request)
+
+    @cached_property
+    def _task_requests(self) -> "TaskRequests":
+        from receiver.task_requests import TaskRequests
+
+        assert self.settings.events_token is not None
+        return TaskRequests(self.submit, self.ledger, self.settings.events_token)
+
     async def submit(self, request: "MotionControl") -> "Task":
-        """Make a request a task, and return it as it is now."""
+        """Submit a request, and return its task."""
         return (await self.submitter.submit(request)).task
 
     async def tick(self, budget_s: float) -> Mapping[str, int]:
-        """Deliver what is due and poll what is silent."""
+        """Deliver due events and poll overdue tasks, for at most `budget_s` seconds; return the counts."""
         return await self.worker.tick(budget_s)
 
-    async def tell(self) -> None:
-        """Tell the hooks what is due now, as far as the settings' budget lasts."""
+    async def notify(self) -> None:
+        """Attempt the deliveries that are due now, for at most `deliver_budget_s` seconds."""
         await self.worker.deliver_within(self.settings.deliver_budget_s)
 
     async def close(self) -> None:
-        """Stop what was opened, and close the ledger."""
+        """Stop the parts that were opened, and close the ledger."""
         opened = vars(self)
         if "worker" in opened:
             await self.worker.stop()
         if "http" in opened:
             await self.http.close()
         if "submitter" in opened:
-            await self.submitter.close()  # the ledger too
+            await self.submitter.close()  # closes the ledger too
         else:
             await self.ledger.close()
 
 
 def open_service(settings: ReceiverSettings, *, clock: Clock | None = None) -> Service:
-    """Open the ledger; the rest is opened when it is first needed."""
+    """Open a service with Prometheus metrics."""
     from receiver.metrics import PrometheusMetrics
 
     return Service(settings, open_ledger(settings.common.ledger), clock or Clock(), PrometheusMetrics())
 
 
-def open_function(settings: ReceiverSettings) -> Service:
-    """Open a service for a function, of which nobody reads the metrics."""
+def open_service_without_metrics(settings: ReceiverSettings) -> Service:
+    """Open a service for a serverless function, whose instances no Prometheus server can scrape."""
     return Service(settings, open_ledger(settings.common.ledger), Clock(), None)
 
 
-def verify_of(settings: ReceiverSettings) -> Verify:
-    """Return the proofs that callbacks must bring. Reading a callback takes no credentials, so that
-    tasks of a vendor whose key was taken away are heard to their end.
+def create_verifier(settings: ReceiverSettings) -> Verifier:
+    """Create the verifier of callbacks; raise InvalidSettings without a key ring.
+
+    It includes vendors without credentials: after an API key is removed, callbacks still end its tasks.
     """
     settings.require_keys()
-    doors = {}
+    checks = {}
     for name, setup in vendors().items():
         configured = settings.common.vendors.get(name)
         vendor = configured.vendor if configured else setup.reader
-        doors[name] = Door(vendor, settings.secrets[name], settings.confirm[name])
-    return Verify(settings.common.ring or KeyRing(()), doors)
+        checks[name] = VendorCheck(vendor, settings.secrets[name], settings.confirm[name])
+    return Verifier(settings.common.ring or KeyRing(()), checks)
 
 
-def make_app(service: Service, *, lifespan: Lifespan | None = None, clock: Clock | None = None) -> Starlette:
-    """Make the app before a service; whoever has no `lifespan` closes the service."""
+def create_service_app(service: Service, *, lifespan: Lifespan | None = None, clock: Clock | None = None) -> Starlette:
+    """Create the ASGI app of a service. Without a `lifespan`, the caller closes the service."""
     settings = service.settings
-    media = directory_of(settings.common.media_store or "s3://none")
-    metrics: Metrics | None = service.metrics
+    media = directory_of(settings.common.media_store)
+    metrics: ReceiverMetrics | None = service.metrics
     return create_app(
         service.ledger,
-        verify_of(settings),
+        create_verifier(settings),
         tick=service.tick,
         tick_token=settings.tick_token,
         clock=clock,
@@ -150,14 +165,13 @@ def make_app(service: Service, *, lifespan: Lifespan | None = None, clock: Clock
         media=None if media is None else Path(media),
         body_limit=settings.body_limit,
         lifespan=lifespan,
-        tell=service.tell if settings.deliver == "inline" else None,
-        submit=service.submit,
-        events_token=settings.events_token,
+        notify=service.notify if settings.deliver == "inline" else None,
+        task_requests=None if settings.events_token is None else service.answer_task_request,
     )
 
 
 def build_app(settings: ReceiverSettings, *, clock: Clock | None = None) -> Starlette:
-    """Make the whole service as one ASGI app, whose lifespan starts and stops the worker."""
+    """Create the app with its service. Its lifespan starts the worker, and closes the service."""
     settings.require_keys()
     service = open_service(settings, clock=clock)
 
@@ -167,7 +181,7 @@ def build_app(settings: ReceiverSettings, *, clock: Clock | None = None) -> Star
             service.worker.start()
         structlog.get_logger("service").info(
             "service.started",
-            ledger=shown(settings.common.ledger),
+            ledger=without_password(settings.common.ledger),
             hooks=[hook.name for hook in settings.hooks],
             vendors=list(settings.common.vendors),
         )
@@ -176,13 +190,13 @@ def build_app(settings: ReceiverSettings, *, clock: Clock | None = None) -> Star
         finally:
             await service.close()
 
-    return make_app(service, lifespan=lifespan, clock=clock)
+    return create_service_app(service, lifespan=lifespan, clock=clock)
 
 
-def settle_memory() -> None:
-    """Tell the garbage collector that what exists now lives as long as the process.
+def freeze_garbage_collector() -> None:
+    """Exempt all existing objects from garbage collection, and collect less often.
 
-    Called once a server's app is made: the collector then need not walk every module again and again.
+    Call it when a server's app is complete: modules live as long as the process, and need no traversal.
     """
     gc.collect()
     gc.freeze()
@@ -190,9 +204,9 @@ def settle_memory() -> None:
 
 
 def app() -> Starlette:
-    """Make the app from the environment: `uvicorn --factory receiver.service:app`."""
+    """Create the app from environment and relay.toml: `uvicorn --factory receiver.service:app`."""
     settings = load_receiver_settings()
     log.configure(settings.log)
-    made = build_app(settings)
-    settle_memory()
-    return made
+    created = build_app(settings)
+    freeze_garbage_collector()
+    return created

@@ -1,24 +1,26 @@
-"""The receiver's settings: the common ones, the hooks, and who may call."""
+"""Receiver settings: the common ones, hooks, webhook secrets, and the tokens of its endpoints."""
 
 from collections.abc import Mapping
 
 import msgspec
 
-from receiver.hooks import Hook, read_hooks
+from receiver.hook import Hook
+from receiver.hook_settings import read_hooks
 from receiver.signature import Secret, read_secret
 from submitter.errors import InvalidSettings
-from submitter.installed import vendors
-from submitter.ledger.base import shown
+from submitter.ledger.engines import without_password
 from submitter.settings import Settings, no_keys, open_reader, read_settings
+from submitter.vendors.registry import vendors
 
 DELIVER = ("worker", "inline")
 CONFIRM = ("never", "terminal", "always")
 
 
 class ReceiverSettings(msgspec.Struct, frozen=True):
-    """What `serve`, `deliver` and `poll` need.
+    """The settings of `serve`, `deliver` and `poll`.
 
-    `confirm` says, by vendor, which reports are believed only after a poll.
+    `secrets` and `confirm` are by vendor. A poll must confirm no report (`never`), those that end a task
+    (`terminal`), or all (`always`).
     """
 
     common: Settings
@@ -33,10 +35,10 @@ class ReceiverSettings(msgspec.Struct, frozen=True):
     deliver_budget_s: float
 
     def __repr__(self) -> str:
-        return f"ReceiverSettings({shown(self.common.ledger)!r}, {len(self.hooks)} hooks)"
+        return f"ReceiverSettings({without_password(self.common.ledger)!r}, {len(self.hooks)} hooks)"
 
     def require_keys(self) -> None:
-        """Raise InvalidSettings when no key ring is there to check callback URLs with."""
+        """Raise InvalidSettings when there is no key ring to verify callback URLs with."""
         if self.common.ring is None:
             raise InvalidSettings([no_keys()])
 
@@ -48,7 +50,7 @@ def load_receiver_settings(environ: Mapping[str, str] | None = None) -> Receiver
     hooks = read_hooks(reader.table.get("hook", []), reader.secret, reader.problems)
     secrets: dict[str, tuple[Secret, ...]] = {}
     confirm: dict[str, str] = {}
-    for name, setup in vendors().items():  # a receiver needs no vendor's API key to hear its callbacks
+    for name, setup in vendors().items():  # verifying callbacks needs no API key
         default = "never" if setup.reader.signs_callbacks else "terminal"
         confirm[name] = reader.choice("confirm", CONFIRM, default, vendor=name)
         variable = f"{name.upper()}_WEBHOOK_SECRET"
@@ -67,10 +69,10 @@ def load_receiver_settings(environ: Mapping[str, str] | None = None) -> Receiver
     for name, token in tokens.items():
         if token is not None and len(token) < 16:
             variable = f"KLING_RELAY_{name.upper()}"
-            reader.problem(variable, "[hidden]", "16 characters or more", "Choose a long random one.")
+            reader.problem(variable, "[hidden]", "16 characters or more", "Set it to a long random string.")
     style = reader.text("log")
     if style not in (None, "json", "console"):
-        reader.problem("KLING_RELAY_LOG", repr(style), "json or console", "Choose one of them.")
+        reader.problem("KLING_RELAY_LOG", repr(style), "json or console", "Use one of them.")
     deliver = reader.choice("deliver", DELIVER, "worker")
     deliver_budget_s = reader.number("deliver_budget_s", 5, least=0.1) or 5
     body_limit = reader.number("body_limit", 64 * 1024, least=1024) or 64 * 1024

@@ -1,4 +1,7 @@
-"""The loops behind the receiver. Woken by commits, or by a vendor's stream; a timer only for what is due later."""
+"""Background loops: deliver events, poll overdue tasks, listen to event streams.
+
+Commits and stream events wake the loops. Timers serve only work that is due later.
+"""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -6,18 +9,19 @@ from contextlib import suppress
 
 import structlog
 
-from receiver.delivery import Dispatcher
-from receiver.listen import Listener
-from receiver.poll import Poller
+from receiver.dispatcher import Dispatcher
+from receiver.poller import Poller
+from receiver.stream_listener import StreamListener
+from submitter.clock import Clock
 from submitter.errors import LedgerUnavailable
-from submitter.ledger.base import Ledger
+from submitter.ledger.base import Tasks
 
 STOP_TIMEOUT_S = 20.0
 PAUSE_AFTER_ERROR_S = 1.0
-# The least time between two claims. An idle hook is told at once; under load, one claim serves many commits,
-# unless a hook has used its room up and more may be waiting for it.
 DELIVER_EVERY_S = 0.02
+"""Minimum time between two claims: an idle hook is notified at once, and under load one claim serves many commits."""
 DELIVER_BEHIND_S = 0.002
+"""The same while a hook's capacity is used up, because more of its deliveries may be due."""
 POLL_EVERY_S = 0.25
 
 log = structlog.get_logger("worker")
@@ -26,19 +30,26 @@ Step = Callable[[], Awaitable[float | None]]
 
 
 class Worker:
-    """Delivers and polls until it is stopped, or for one tick."""
+    """Runs the loops until it is stopped, or one pass for a tick."""
 
     def __init__(
-        self, ledger: Ledger, dispatcher: Dispatcher, poller: Poller, listeners: Sequence[Listener] = ()
+        self,
+        ledger: Tasks,
+        dispatcher: Dispatcher,
+        poller: Poller,
+        listeners: Sequence[StreamListener] = (),
+        *,
+        clock: Clock,
     ) -> None:
         self._ledger = ledger
+        self._clock = clock
         self._dispatcher = dispatcher
         self._poller = poller
         self._listeners = listeners
         self._loops: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
-        """Begin the loops in the running event loop."""
+        """Start the loops in the running event loop."""
         self._loops = [
             asyncio.create_task(self._run("deliver", self._dispatcher.dispatch, self._deliver_every_s)),
             asyncio.create_task(self._run("poll", self._poller.poll, lambda: POLL_EVERY_S)),
@@ -46,7 +57,7 @@ class Worker:
         ]
 
     async def stop(self) -> None:
-        """End the loops, then wait for the attempts under way."""
+        """Stop the loops, then wait up to STOP_TIMEOUT_S for the attempts in flight."""
         for loop in self._loops:
             loop.cancel()
         for loop in self._loops:
@@ -56,28 +67,28 @@ class Worker:
         await self._dispatcher.close()
 
     async def deliver(self) -> int:
-        """Make every attempt that is due now, wait for their ends, and return how many there were.
+        """Make every attempt that is due now, wait for all of them, and return their number.
 
-        Once it is cancelled, so are its attempts, and nobody else's: they are claimed again when their leases end.
+        Cancelling it cancels its own attempts only. They are claimed again once their leases expire.
         """
         count = 0
         while True:
-            begun: set[asyncio.Task[None]] = set()
+            started: set[asyncio.Task[None]] = set()
             try:
-                wait_s = await self._dispatcher.dispatch(begun)
-                if begun:
-                    await asyncio.wait(begun)
+                wait_s = await self._dispatcher.dispatch(started)
+                if started:
+                    await asyncio.wait(started)
             finally:
-                for attempt in begun:
+                for attempt in started:
                     attempt.cancel()
-            count += len(begun)
-            if not begun and wait_s != 0:
+            count += len(started)
+            if not started and wait_s != 0:
                 return count
 
     async def deliver_within(self, budget_s: float) -> None:
-        """Make the attempts that are due now, as far as `budget_s` lasts; what goes wrong is left to the next tick."""
+        """Make the attempts that are due now, for at most `budget_s` seconds. The next tick retries what failed."""
         try:
-            async with asyncio.timeout(budget_s):
+            async with self._clock.timeout(budget_s):
                 await self.deliver()
         except TimeoutError:
             log.info("deliver.cut_off", budget_s=budget_s)
@@ -85,35 +96,38 @@ class Worker:
             log.error("deliver.stalled", reason=str(error))
 
     async def poll(self) -> int:
-        """Ask about every task that is due now, and return how many were asked about."""
-        before = self._poller.asked
+        """Poll every task that is due now, and return how many were polled."""
+        before = self._poller.polled
         await self._poller.poll()
-        return self._poller.asked - before
+        return self._poller.polled - before
 
     async def tick(self, budget_s: float) -> Mapping[str, int]:
-        """Deliver what is due and poll what is silent, within `budget_s`; what is left keeps its place."""
-        delivered, polled = self._dispatcher.begun, self._poller.asked
+        """Deliver due events and poll overdue tasks, for at most `budget_s` seconds. The rest stays due."""
+        delivered, polled = self._dispatcher.attempts_started, self._poller.polled
         with suppress(TimeoutError):
-            async with asyncio.timeout(budget_s):
+            async with self._clock.timeout(budget_s):
                 await self.deliver()
                 await self.poll()
                 await self.deliver()
-        return {"delivered": self._dispatcher.begun - delivered, "polled": self._poller.asked - polled}
+        return {
+            "delivered": self._dispatcher.attempts_started - delivered,
+            "polled": self._poller.polled - polled,
+        }
 
     def _deliver_every_s(self) -> float:
         return DELIVER_BEHIND_S if self._dispatcher.is_behind else DELIVER_EVERY_S
 
     async def _run(self, name: str, step: Step, every_s: Callable[[], float]) -> None:
-        loop = asyncio.get_running_loop()
+        clock = self._clock
         while True:
             try:
-                mark, begun_s = self._ledger.mark(), loop.time()
+                version, started_s = self._ledger.version(), clock.monotonic_s()
                 wait_s = await step()
-                await self._ledger.changed(mark, wait_s)
-                await asyncio.sleep(begun_s + every_s() - loop.time())
+                await clock.wait_for_change(self._ledger, version, wait_s)
+                await clock.sleep(started_s + every_s() - clock.monotonic_s())
             except LedgerUnavailable as error:
                 log.error(f"{name}.stalled", reason=str(error))
-                await asyncio.sleep(PAUSE_AFTER_ERROR_S)
+                await clock.sleep(PAUSE_AFTER_ERROR_S)
             except Exception:
                 log.exception(f"{name}.failed")
-                await asyncio.sleep(PAUSE_AFTER_ERROR_S)
+                await clock.sleep(PAUSE_AFTER_ERROR_S)

@@ -1,4 +1,4 @@
-"""Submits Kling Motion Control tasks, each of them once, and follows them to their end.
+"""Python API: submits Kling Motion Control tasks idempotently and waits for their results.
 
 async with Submitter.from_settings() as submitter:
     task = await submitter.submit(MotionControl(image="girl.png", video="https://...", character_orientation="video"))
@@ -11,19 +11,19 @@ from submitter.request import MotionControl
 
 if TYPE_CHECKING:
     from submitter.submit import Submitter
-    from submitter.watch import SubmittedTask
+    from submitter.submitted_task import SubmittedTask
 
 __all__ = ["MotionControl", "SubmittedTask", "Submitter"]
 
 
 def __getattr__(name: str) -> Any:
-    # The receiver imports this package too, and has no use for an HTTP client.
+    # Lazy: the receiver imports this package too, and needs no HTTP client.
     if name == "Submitter":
         from submitter.submit import Submitter
 
         return Submitter
     if name == "SubmittedTask":
-        from submitter.watch import SubmittedTask
+        from submitter.submitted_task import SubmittedTask
 
         return SubmittedTask
     raise AttributeError(name)

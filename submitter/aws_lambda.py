@@ -1,35 +1,35 @@
-"""Submits on AWS Lambda: `task.requested` from an SQS queue or an EventBridge rule becomes a task.
+"""AWS Lambda handler that submits tasks: `task.requested` events from an SQS queue or an EventBridge rule.
 
-Of a queue's batch each message has an end of its own (`ReportBatchItemFailures`): what failed
-stays in the queue, and goes to its dead letter queue in the end. A task whose creation nobody knows
-of is in the ledger and looked for there: its message is done. An event that EventBridge sends
-fails as a whole, and Lambda sends it again.
+SQS: failures are reported per message (`ReportBatchItemFailures`), so that a failed message is
+retried and finally moves to the dead letter queue. If the outcome of a create is unknown, the
+message counts as processed: the ledger has the task, and the poller looks it up. EventBridge: an
+event that fails raises, and Lambda retries it.
 
-Handler: `submitter.aws_lambda.handler`. Settings come from the environment, as anywhere.
+Handler: `submitter.aws_lambda.handler`. Settings come from the environment and relay.toml.
 """
 
 import asyncio
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
 import structlog
 
-from submitter.callback_url import redact
 from submitter.errors import RelayError, SubmissionUnknown
+from submitter.log import configure
 from submitter.request import MotionControl
-from submitter.requested import read_eventbridge, read_sqs
+from submitter.request_event import read_eventbridge, read_sqs
 from submitter.submit import Submitter
 
-LEFT_S = 3.0
-"""Left of a function's time, to answer in."""
+RESERVE_S = 3.0
+"""The part of the function's time, in seconds, that is reserved for the response."""
 
 log = structlog.get_logger("submitter")
 
 
 def handler(event: Mapping[str, Any], context: Any) -> dict[str, Any] | None:
-    """Submit what a batch of SQS records, or an EventBridge event, asks for."""
-    budget_s = max(0.1, context.get_remaining_time_in_millis() / 1000 - LEFT_S)
+    """Submit the tasks of a batch of SQS records, or the task of an EventBridge event."""
+    budget_s = max(0.1, context.get_remaining_time_in_millis() / 1000 - RESERVE_S)
     return _loop().run_until_complete(_handle(event, budget_s))
 
 
@@ -39,12 +39,12 @@ async def _handle(event: Mapping[str, Any], budget_s: float) -> dict[str, Any] |
             await _submit(read_eventbridge(event))
         return None
     records = event["Records"]
-    results = await asyncio.gather(*(_is_done(record, budget_s) for record in records))
-    failed = [record["messageId"] for record, is_done in zip(records, results, strict=True) if not is_done]
+    results = await asyncio.gather(*(_submitted(record, budget_s) for record in records))
+    failed = [record["messageId"] for record, submitted in zip(records, results, strict=True) if not submitted]
     return {"batchItemFailures": [{"itemIdentifier": id} for id in failed]}
 
 
-async def _is_done(record: Mapping[str, Any], budget_s: float) -> bool:
+async def _submitted(record: Mapping[str, Any], budget_s: float) -> bool:
     try:
         async with asyncio.timeout(budget_s):
             await _submit(read_sqs(record))
@@ -64,23 +64,11 @@ async def _submit(request: MotionControl) -> None:
 
 @cache
 def _submitter() -> Submitter:
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            _redact,
-            structlog.processors.JSONRenderer(),
-        ]
-    )
+    configure("json")
     return Submitter.from_settings()
-
-
-def _redact(logger: Any, name: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    return {key: redact(value) if isinstance(value, str) else value for key, value in event.items()}
 
 
 @cache
 def _loop() -> asyncio.AbstractEventLoop:
-    """One loop for the process: connections live on from one invocation to the next."""
+    """Return the process's event loop: its connections are reused by later invocations."""
     return asyncio.new_event_loop()

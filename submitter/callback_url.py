@@ -1,9 +1,9 @@
-"""One task's unguessable callback URL: a capability, checked before any store is touched. Pure.
+"""Callback URLs: capability URLs signed with HMAC, one per task, verified without reading the ledger. Pure.
 
     {public_url}/callbacks/{vendor}/{external_task_id}/{key id}.{expiry}.{mac}
 
 `mac` is HMAC-SHA256 over the vendor, the external_task_id and the expiry (Unix seconds), in
-unpadded base64url. The key ring's first key signs; all verify, so that keys rotate.
+unpadded base64url. The key ring's first key signs; all keys verify, so that keys can be rotated.
 """
 
 import base64
@@ -18,14 +18,14 @@ import msgspec
 from submitter.errors import InvalidSettings, Problem, UrlExpired, UrlUnknown
 
 URL_LIVES_S = 30 * 86400
-"""As long as Kling keeps a result: a truth that comes later could not be fetched any more."""
+"""As long as Kling keeps a result: a result reported later could no longer be downloaded."""
 
 KEY_BYTES = 32
 _TOKEN = re.compile(r"(/callbacks/[^/\s\"']+/[^/\s\"']+/)[A-Za-z0-9_.~-]+")
 
 
 class Key(msgspec.Struct, frozen=True):
-    """One named signing key. Its secret is in no repr."""
+    """One named signing key. Its secret never appears in repr()."""
 
     id: str
     secret: bytes
@@ -35,13 +35,13 @@ class Key(msgspec.Struct, frozen=True):
 
 
 class KeyRing(msgspec.Struct, frozen=True):
-    """The keys that callback URLs are made with: the first signs, all verify."""
+    """The signing keys of callback URLs: the first key signs, all keys verify."""
 
     keys: tuple[Key, ...]
 
     @classmethod
     def read(cls, text: str) -> "KeyRing":
-        """Read `id:base64,id:base64`; raise InvalidSettings, naming the key but never its secret."""
+        """Parse `id:base64,id:base64`; raise InvalidSettings, which names the key but never its secret."""
         keys: list[Key] = []
         problems: list[Problem] = []
         for position, entry in enumerate(filter(None, (part.strip() for part in text.split(","))), start=1):
@@ -54,9 +54,9 @@ class KeyRing(msgspec.Struct, frozen=True):
                 problems.append(
                     Problem(
                         field="KLING_RELAY_KEYS",
-                        value=f"key {position} of the list",
+                        value=f"key {position} in the list",
                         limit=f"id:base64 with at least {KEY_BYTES} bytes",
-                        remedy="Make one with `kling-relay keys new`.",
+                        remedy="Create one with `kling-relay keys new`.",
                     )
                 )
             elif any(key.id == id for key in keys):
@@ -64,7 +64,7 @@ class KeyRing(msgspec.Struct, frozen=True):
                     Problem(
                         field="KLING_RELAY_KEYS",
                         value=f"id {id!r} twice",
-                        limit="each key has an id of its own",
+                        limit="the id of each key is unique",
                         remedy="Rename one of them.",
                     )
                 )
@@ -81,7 +81,7 @@ def mint(ring: KeyRing, vendor: str, external_task_id: str, expires_at_s: int) -
 
 
 def callback_url(public_url: str, ring: KeyRing, vendor: str, external_task_id: str, now_s: float) -> str:
-    """Return the URL that `vendor` shall call about this task, good for URL_LIVES_S."""
+    """Return the URL for the callbacks of `vendor` about this task, valid for URL_LIVES_S seconds."""
     token = mint(ring, vendor, external_task_id, int(now_s) + URL_LIVES_S)
     return f"{public_url.rstrip('/')}/callbacks/{vendor}/{external_task_id}/{token}"
 
@@ -95,19 +95,19 @@ def check(ring: KeyRing, vendor: str, external_task_id: str, token: str, now_s: 
             minted = _mac(key, vendor, external_task_id, expiry)
             if not hmac.compare_digest(minted.encode(), mac.encode(errors="replace")):
                 break
-            if int(expiry) < now_s:  # digits: we signed it
-                raise UrlExpired("this callback URL is past its time")
+            if int(expiry) < now_s:  # digits, because the MAC is valid
+                raise UrlExpired("this callback URL has expired")
             return
     raise UrlUnknown("no such callback URL")
 
 
 def redact(text: str) -> str:
-    """Return `text` with the token of every callback URL in it hidden."""
+    """Return `text` with the tokens of callback URLs replaced by `[hidden]`."""
     return _TOKEN.sub(r"\1[hidden]", text)
 
 
 def redact_body(body: bytes) -> bytes:
-    """Do as `redact` does with the bytes of a body, whatever else they are."""
+    """Do as `redact` does, with a body of any bytes."""
     return redact(body.decode(errors="surrogateescape")).encode(errors="surrogateescape")
 
 
@@ -117,7 +117,7 @@ def _mac(key: Key, vendor: str, external_task_id: str, expiry: str) -> str:
 
 
 def hmac_sha256(key: bytes, message: bytes) -> bytes:
-    """Return HMAC-SHA256 (RFC 2104) from the key's prepared state, which takes a third of preparing it anew."""
+    """Return HMAC-SHA256 (RFC 2104). The hash state of the key is cached, which cuts the time to a third."""
     inner, outer = _prepared(key)
     inner, outer = inner.copy(), outer.copy()
     inner.update(message)

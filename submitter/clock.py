@@ -1,13 +1,24 @@
-"""The only reader of time and randomness."""
+"""Time and randomness: the only module that reads them. Tests pass their own clock."""
 
+import asyncio
 import random
 import secrets
 import time
 import uuid
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol
+
+
+class Changing(Protocol):
+    """The part of a ledger that a clock needs."""
+
+    async def wait_for_change(self, version: int, timeout_s: float | None) -> None:
+        """Return once something was committed since `version`, or after `timeout_s` seconds."""
+        ...
 
 
 class Clock:
-    """What the edges pass in to every decision. Tests pass their own."""
+    """Passed in to every decision and every loop, so that no test waits for real time."""
 
     def now_ms(self) -> int:
         """Return Unix milliseconds."""
@@ -16,6 +27,22 @@ class Clock:
     def now_s(self) -> float:
         """Return Unix seconds."""
         return time.time()
+
+    def monotonic_s(self) -> float:
+        """Return seconds that never decrease, for measuring durations."""
+        return time.monotonic()
+
+    async def sleep(self, seconds: float) -> None:
+        """Return after `seconds`; if 0 or less, yield to other tasks once."""
+        await asyncio.sleep(seconds)
+
+    def timeout(self, seconds: float | None) -> AbstractAsyncContextManager[asyncio.Timeout]:
+        """Return a context manager that raises TimeoutError if its block takes longer; None sets no limit."""
+        return asyncio.timeout(seconds)
+
+    async def wait_for_change(self, ledger: Changing, version: int, timeout_s: float | None) -> None:
+        """Return once something was committed since `version`, or after `timeout_s` seconds."""
+        await ledger.wait_for_change(version, timeout_s)
 
     def chance(self) -> float:
         """Return a number from 0 to 1, for jitter."""

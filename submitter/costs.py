@@ -1,4 +1,4 @@
-"""What tasks cost, by day and vendor. Pure; amounts are decimals, as the vendors state them."""
+"""Totals of task costs by day and vendor. Pure; amounts are exact decimals, as vendors report them."""
 
 from collections.abc import Iterable
 from decimal import Decimal, InvalidOperation
@@ -10,10 +10,10 @@ from submitter.task import Task, TaskStatus
 
 
 class Total(msgspec.Struct, frozen=True):
-    """What one vendor's tasks of one day (UTC, by their submission) cost in one currency or unit.
+    """The total cost of one vendor's tasks of one day (UTC, by submission) in one currency or unit.
 
-    `tasks` counts those that it sums. An `amount` of None sums nothing: these succeeded, and the
-    vendor said nothing of their cost.
+    `tasks` counts the tasks in the total. An `amount` of None: these tasks succeeded, and the vendor
+    reported no cost.
     """
 
     day: str
@@ -24,7 +24,7 @@ class Total(msgspec.Struct, frozen=True):
 
 
 def totals(tasks: Iterable[Task]) -> list[Total]:
-    """Return the totals, the newest day first."""
+    """Return the totals, newest day first."""
     sums: dict[tuple[str, str, str], Decimal | None] = {}
     counts: dict[tuple[str, str, str], int] = {}
     for task in tasks:

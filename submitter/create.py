@@ -1,10 +1,11 @@
-"""Sends one reserved task's create request until its outcome is known.
+"""Sends a reserved task's create request until its outcome is known: retries, lookup, failover.
 
-A create that got no clear answer is looked for under its external_task_id, where the vendor can
-be asked by it, and sent again only when the vendor surely does not have it. A sure refusal that
-another vendor may not share sends the request to the next one; what is ambiguous never does. The
-right to send is a lease in the row, renewed while this runs: a submitter that died is taken over
-from, one that lives is waited for.
+- Lookup: after a create without a clear answer, the vendor is queried by external_task_id, if its API
+  allows it. The request is sent again only if the vendor definitely does not have the task.
+- Failover: a definite refusal that may not apply to other vendors moves the request to the next one.
+  An ambiguous outcome never does.
+- Lease: the row holds a lease to send, renewed while this runs. Another submitter takes over an
+  expired lease, and waits for a live one.
 """
 
 import asyncio
@@ -17,28 +18,29 @@ import structlog
 from submitter.clock import Clock
 from submitter.errors import SubmissionUnknown, Unintelligible, VendorRefused
 from submitter.http import NotSent, Unanswered, VendorHttp
-from submitter.ledger import Ledger
-from submitter.observe import observe
-from submitter.schedule import LOOK_FOR_S, OUTAGE_BACKOFF, SLOT_BACKOFF, Patience
+from submitter.ledger.base import Tasks
+from submitter.ledger.observe import observe
+from submitter.schedule import LOOK_FOR_S, OUTAGE_BACKOFF, SLOT_BACKOFF, PollPolicy
 from submitter.settings import VendorSettings
-from submitter.task import NOT_ANSWERED, Diverted, Observation, OutcomeUnknown, Refused, Sending, Task, refusals_of
+from submitter.task import NOT_ANSWERED, Task, refusals_of
+from submitter.transition import CreateRefused, FailedOver, Observation, OutcomeUnknown, SendLease
 from submitter.vendors.base import HttpRequest
 
 SENDING_LEASE_S = 15.0
 CONNECT_TRIES = 5
 SEND_TRIES = 3
 
-MakeRequest = Callable[[str], Awaitable[HttpRequest]]
-"""Makes the create request for a vendor anew: its token has a time, and its media may have to be uploaded."""
+BuildRequest = Callable[[str], Awaitable[HttpRequest]]
+"""Builds the create request for a vendor; called before each send, since tokens expire and media may need uploading."""
 
 log = structlog.get_logger("submitter")
 
 
 class Candidate(msgspec.Struct, frozen=True):
-    """A vendor that may be sent a request, and how long its task may then be silent."""
+    """A vendor that a request may be sent to, and the poll policy of its task there."""
 
     settings: VendorSettings
-    patience: Patience
+    poll_policy: PollPolicy
 
     @property
     def name(self) -> str:
@@ -47,11 +49,11 @@ class Candidate(msgspec.Struct, frozen=True):
 
 
 class Creator:
-    """What creating needs, and the line of those who were told that all slots are taken."""
+    """Sends create requests. Requests that a vendor rate-limited (429) wait in one queue per vendor."""
 
     def __init__(
         self,
-        ledger: Ledger,
+        ledger: Tasks,
         http: VendorHttp,
         clock: Clock,
         *,
@@ -63,93 +65,98 @@ class Creator:
         self._clock = clock
         self._look_for_s = look_for_s
         self._lease_ms = int(sending_lease_s * 1000)
-        self._line: dict[str, asyncio.Lock] = {}
+        self._queues: dict[str, asyncio.Lock] = {}
 
-    def sending(self, sender: str, *, begins: bool = False, renews: bool = False) -> Sending:
-        """Return the observation that `sender` holds the right to send from now on."""
-        return Sending(sender, self._clock.now_ms() + self._lease_ms, begins, renews)
+    def send_lease(self, lease_owner: str, *, begins: bool = False, renews: bool = False) -> SendLease:
+        """Return a lease to send for `lease_owner`, from now on."""
+        return SendLease(lease_owner, self._clock.now_ms() + self._lease_ms, begins, renews)
 
-    async def create(self, task: Task, make: MakeRequest, candidates: Sequence[Candidate], *, may_exist: bool) -> Task:
-        """Send the create request until its outcome is known, and return the task that it made.
+    async def create(
+        self, task: Task, build: BuildRequest, candidates: Sequence[Candidate], *, may_exist: bool
+    ) -> Task:
+        """Send the create request until its outcome is known, and return the created task.
 
-        The candidates are tried in their order. When all surely refused, the first whose refusal
-        will pass is waited for. `may_exist`: the first may have the task already.
+        The candidates are tried in order. If all definitely refuse, the first one with a temporary
+        refusal is retried. `may_exist`: the first candidate may have the task already. Raises
+        VendorRefused and SubmissionUnknown.
         """
-        async with self._keep_sending(task):
+        async with self._renewed_lease(task):
             if may_exist:
-                found = await self._look(task, candidates[0].settings)
+                found = await self._look_up(task, candidates[0].settings)
                 if found is not None:
                     return found
-            waiting: list[tuple[Candidate, VendorRefused]] = []
+            temporary: list[Candidate] = []
             reason = None
             for candidate in candidates:
-                task = await self.divert(task, candidate, reason)
+                task = await self.move_to(task, candidate, reason)
                 try:
-                    return await self._create_at(candidate, task, make, waits=len(candidates) == 1)
+                    return await self._create_at(candidate, task, build, retries_here=len(candidates) == 1)
                 except VendorRefused as refused:
                     refusal = refused
-                if not refusal.elsewhere:
+                if not refusal.failover:
                     break
                 if refusal.retryable:
-                    waiting.append((candidate, refusal))
+                    temporary.append(candidate)
                 reason = f"{refusal.message or 'no reason given'} (HTTP {refusal.http_status}, code {refusal.code})"
             else:
-                if waiting and len(candidates) > 1:
-                    task = await self.divert(task, waiting[0][0], reason)
+                if temporary and len(candidates) > 1:
+                    task = await self.move_to(task, temporary[0], reason)
                     try:
-                        return await self._create_at(waiting[0][0], task, make, waits=True)
+                        return await self._create_at(temporary[0], task, build, retries_here=True)
                     except VendorRefused as refused:
                         refusal = refused
-            await self.observe(task.external_task_id, Refused(str(refusal)))
-            raise refusal.after(refusals_of(task)) if task.tried else refusal
+            await self.observe(task.external_task_id, CreateRefused(str(refusal)))
+            raise refusal.after(refusals_of(task)) if task.refused_by else refusal
 
-    async def divert(self, task: Task, candidate: Candidate, reason: str | None) -> Task:
-        """Return the task at the candidate, whichever vendor it was meant for before."""
+    async def move_to(self, task: Task, candidate: Candidate, reason: str | None) -> Task:
+        """Return the task at the candidate's vendor. `reason`: why the previous one refused; None on a new start."""
         if task.vendor == candidate.name:
             return task
         log.warning("create.diverted", external_task_id=task.external_task_id, to=candidate.name, reason=reason)
-        return await self.observe(task.external_task_id, Diverted(candidate.name, candidate.patience, reason))
+        return await self.observe(task.external_task_id, FailedOver(candidate.name, candidate.poll_policy, reason))
 
-    async def _create_at(self, candidate: Candidate, task: Task, make: MakeRequest, *, waits: bool) -> Task:
-        """Return the task that this vendor made; raise VendorRefused when it surely made none.
+    async def _create_at(self, candidate: Candidate, task: Task, build: BuildRequest, *, retries_here: bool) -> Task:
+        """Return the task that this vendor created; raise VendorRefused if it definitely created none.
 
-        With `waits`, a refusal that will pass is waited out, even when another vendor might help.
+        `retries_here`: retry a temporary refusal here, even if another vendor may accept the request.
         """
         vendor = candidate.settings
-        if not waits and vendor.parallel is not None:
+        if not retries_here and vendor.parallel is not None:
             others = await self._ledger.open_tasks(candidate.name) - 1
             if others >= vendor.parallel:
-                raise _full(candidate.name, vendor.parallel)
+                raise _limit_reached(candidate.name, vendor.parallel)
         for _ in range(SEND_TRIES):
-            created = await self._send(task, make, vendor, waits=waits)
+            created = await self._send(task, build, vendor, retries_here=retries_here)
             if isinstance(created, Task):
                 return created
-            found = await self._look(task, vendor)
+            found = await self._look_up(task, vendor)
             if found is not None:
                 return found
-            if created is not None and created.elsewhere and not waits:
-                raise created  # it was refused, and looked for: it is surely not there
+            if created is not None and created.failover and not retries_here:
+                raise created  # the lookup has shown that the ambiguous answer was a refusal
         return await self._unknown(task, f"{task.vendor} answered none of {SEND_TRIES} creates, and has no such task")
 
     async def _send(
-        self, task: Task, make: MakeRequest, vendor: VendorSettings, *, waits: bool
+        self, task: Task, build: BuildRequest, vendor: VendorSettings, *, retries_here: bool
     ) -> Task | VendorRefused | None:
-        """Return the created task, or, when nobody knows whether there is one, the vendor's answer or
-        None; wait out what passes.
+        """Send the request, and again after temporary refusals.
+
+        Return the created task. If the outcome is unknown, return the vendor's error or None.
         """
         attempt = unreached = expired = 0
-        line = self._line.setdefault(task.vendor, asyncio.Lock())
-        async with AsyncExitStack() as place:
-            in_line = line.locked()  # others were told to come back later: nobody overtakes them
-            if in_line:
-                await place.enter_async_context(line)
+        queue = self._queues.setdefault(task.vendor, asyncio.Lock())
+        async with AsyncExitStack() as stack:
+            is_queued = queue.locked()  # requests that were rate-limited earlier go first
+            if is_queued:
+                await stack.enter_async_context(queue)
             while True:
-                request = await self._request_or_refusal(task, make, vendor.vendor.name)
-                # Asked anew before every send: whoever was asleep for longer than the lease has lost it.
-                current = await self.observe(task.external_task_id, self.sending(task.sender or "", begins=True))
+                request = await self._build_or_refuse(task, build, vendor.vendor.name)
+                # Before every send: a process that was suspended for longer than the lease has lost it.
+                lease = self.send_lease(task.lease_owner or "", begins=True)
+                current = await self.observe(task.external_task_id, lease)
                 if current.status not in NOT_ANSWERED:
                     return current
-                if current.sender != task.sender or current.vendor != vendor.vendor.name:
+                if current.lease_owner != task.lease_owner or current.vendor != vendor.vendor.name:
                     return None
                 outcome = await self.http.run(request, fresh=True)
                 match outcome:
@@ -170,11 +177,11 @@ class Creator:
                             expired += error.http_status == 401
                         else:
                             return await self.observe(task.external_task_id, report)
-                if not refusal.retryable or expired > 1 or (refusal.elsewhere and not waits):
+                if not refusal.retryable or expired > 1 or (refusal.failover and not retries_here):
                     raise refusal
-                if refusal.http_status == 429 and not in_line:
-                    in_line = True
-                    await place.enter_async_context(line)
+                if refusal.http_status == 429 and not is_queued:
+                    is_queued = True
+                    await stack.enter_async_context(queue)
                 backoff = SLOT_BACKOFF if refusal.http_status == 429 else OUTAGE_BACKOFF
                 delay_s = refusal.retry_after_s or backoff.delay_s(attempt, self._clock.chance())
                 attempt += 1
@@ -186,48 +193,49 @@ class Creator:
                 )
                 await self._slot_or_delay(task.vendor, delay_s)
 
-    async def _request_or_refusal(self, task: Task, make: MakeRequest, vendor: str) -> HttpRequest:
+    async def _build_or_refuse(self, task: Task, build: BuildRequest, vendor: str) -> HttpRequest:
+        """Return the request; if it cannot be built (media not readable, upload failed), record that none was sent."""
         try:
-            return await make(vendor)
-        except Exception as error:  # media that could not be read or uploaded: nothing was sent
-            await self.observe(task.external_task_id, Refused(f"it was not sent: {error}"))
+            return await build(vendor)
+        except Exception as error:
+            await self.observe(task.external_task_id, CreateRefused(f"the request was not sent: {error}"))
             raise
 
     async def _slot_or_delay(self, vendor: str, delay_s: float) -> None:
-        """Return after `delay_s`, or as soon as one of our tasks at this vendor ends."""
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + delay_s
+        """Return after `delay_s`, or as soon as one of the ledger's tasks at this vendor ends."""
+        deadline_s = self._clock.monotonic_s() + delay_s
         before = await self._ledger.open_tasks(vendor)
-        while (left_s := deadline - loop.time()) > 0:
-            mark = self._ledger.mark()
+        while (left_s := deadline_s - self._clock.monotonic_s()) > 0:
+            version = self._ledger.version()
             if await self._ledger.open_tasks(vendor) < before:
                 return
-            await self._ledger.changed(mark, left_s)
+            await self._clock.wait_for_change(self._ledger, version, left_s)
 
-    async def _look(self, task: Task, vendor: VendorSettings) -> Task | None:
-        """Look for a task whose create may have worked: return it, or None when it is surely absent.
+    async def _look_up(self, task: Task, vendor: VendorSettings) -> Task | None:
+        """Query the vendor for a task whose create had no clear answer.
 
-        Raises SubmissionUnknown when the vendor cannot be asked, and after recording so.
+        Return it, or None if the vendor definitely does not have it. Record and raise SubmissionUnknown
+        if the vendor cannot be queried.
         """
         if not vendor.vendor.limits.own_id:
             return await self._unknown(
-                task, f"create got no clear answer, and {task.vendor} cannot be asked for a task by your id"
+                task, f"create got no clear answer, and {task.vendor} cannot be queried by external_task_id"
             )
         for pause_s in self._look_for_s:
             current = await self._pause(task.external_task_id, pause_s)
             if current.status not in NOT_ANSWERED:
-                return current  # a callback, or a poll, was quicker
+                return current  # a callback or a poll came first
             now_s = self._clock.now_s()
             for query in vendor.vendor.queries([msgspec.structs.replace(task, task_id=None)], now_s):
                 outcome = await self.http.run(query.request)
                 if isinstance(outcome, NotSent | Unanswered):
                     return await self._unknown(
-                        task, f"create got no answer, nor did the question for it: {outcome.reason}"
+                        task, f"no response to create, and the follow-up query failed too: {outcome.reason}"
                     )
                 try:
                     findings = vendor.vendor.read_query(query, outcome, now_s)
                 except (VendorRefused, Unintelligible) as error:
-                    return await self._unknown(task, f"create got no answer, and {error}")
+                    return await self._unknown(task, f"no response to create, and the follow-up query failed: {error}")
                 report = findings.reports.get(task.external_task_id)
                 if report is not None:
                     log.info("create.adopted", external_task_id=task.external_task_id, task_id=report.task_id)
@@ -237,48 +245,47 @@ class Creator:
         return None
 
     async def _pause(self, external_task_id: str, pause_s: float) -> Task:
-        """Return the task after `pause_s`, or as soon as its create is answered by other means."""
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + pause_s
+        """Return the task after `pause_s`, or as soon as a callback or a poll reports it."""
+        deadline_s = self._clock.monotonic_s() + pause_s
         while True:
-            mark = self._ledger.mark()
+            version = self._ledger.version()
             task = await self._ledger.get(external_task_id)
-            left_s = deadline - loop.time()
+            left_s = deadline_s - self._clock.monotonic_s()
             if left_s <= 0 or task.status not in NOT_ANSWERED:
                 return task
-            await self._ledger.changed(mark, left_s)
+            await self._clock.wait_for_change(self._ledger, version, left_s)
 
     async def _unknown(self, task: Task, reason: str) -> Task:
         observed = await self.observe(task.external_task_id, OutcomeUnknown(reason))
         if observed.status not in NOT_ANSWERED:
             return observed
         raise SubmissionUnknown(
-            f"{task.external_task_id}: {reason}. It may exist and be billed, so it is not sent again. Its "
-            "callback settles it; or you do, when you have looked into the vendor's console: `kling-relay tasks adopt "
-            f"{task.external_task_id} TASK_ID`, or, if it is not there, `kling-relay tasks retry "
-            f"{task.external_task_id} --absent`"
+            f"{task.external_task_id}: {reason}. The task may exist and be billed, so it is not sent again. "
+            "A callback settles it. Without one, look for the task in the vendor's console. If it is there, run "
+            f"`kling-relay tasks adopt {task.external_task_id} TASK_ID`. If it is not, run "
+            f"`kling-relay tasks retry {task.external_task_id} --absent`."
         )
 
     async def observe(self, external_task_id: str, observation: Observation) -> Task:
-        """Apply an observation to a task, and return the task as it is now."""
+        """Apply an observation to a task, and return the task afterwards."""
         return await observe(self._ledger, external_task_id, observation, self._clock.now_ms(), source="create")
 
     @asynccontextmanager
-    async def _keep_sending(self, task: Task) -> AsyncIterator[None]:
-        """Hold the right to send while the block runs."""
+    async def _renewed_lease(self, task: Task) -> AsyncIterator[None]:
+        """Renew the lease to send while the block runs."""
 
         async def renew() -> None:
             while True:
-                await asyncio.sleep(self._lease_ms / 3000)
-                await self.observe(task.external_task_id, self.sending(task.sender or "", renews=True))
+                await self._clock.sleep(self._lease_ms / 3000)
+                await self.observe(task.external_task_id, self.send_lease(task.lease_owner or "", renews=True))
 
-        renewing = asyncio.create_task(renew())
+        renewal = asyncio.create_task(renew())
         try:
             yield
         finally:
-            renewing.cancel()
+            renewal.cancel()
             with suppress(asyncio.CancelledError):
-                await renewing
+                await renewal
 
 
 def _unreachable(vendor: str, reason: str, *, retryable: bool) -> VendorRefused:
@@ -287,19 +294,19 @@ def _unreachable(vendor: str, reason: str, *, retryable: bool) -> VendorRefused:
         http_status=0,
         code="unreachable",
         message=reason,
-        remedy="Nothing was sent. Check the network and the base URL, and submit again.",
+        remedy="Nothing was sent. Check the network and the base URL, then submit again.",
         retryable=retryable,
-        elsewhere=True,
+        failover=True,
     )
 
 
-def _full(vendor: str, parallel: int) -> VendorRefused:
+def _limit_reached(vendor: str, parallel: int) -> VendorRefused:
     return VendorRefused(
         vendor,
         http_status=0,
         code="parallel",
-        message=f"our own limit of {parallel} parallel tasks is reached",
-        remedy="It is tried again by itself.",
+        message=f"the configured limit of {parallel} parallel tasks is reached",
+        remedy="It is retried automatically.",
         retryable=True,
-        elsewhere=True,
+        failover=True,
     )

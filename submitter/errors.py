@@ -1,20 +1,21 @@
-"""Every error of kling-relay, named by who acts next.
+"""Every exception of kling-relay, by who has to act.
 
     RelayError
-    ├── InvalidRequest        the caller: mend the request      (nothing was spent)
-    ├── InvalidSettings       the operator: mend the settings   (nothing was spent)
-    ├── IdConflict            the caller: choose another id     (nothing was spent)
-    ├── TaskNotFound          the caller: look at the id
-    ├── CallbackRefused       whoever called us: not authentic, no row was written
+    ├── InvalidRequest        the caller: correct the request      (nothing was sent or charged)
+    ├── InvalidSettings       the operator: correct the settings   (nothing was sent or charged)
+    ├── IdConflict            the caller: use another id           (nothing was sent or charged)
+    ├── TaskNotFound          the caller: check the id
+    ├── CallbackRefused       the sender: the callback is not authentic, nothing was stored
     │   ├── UrlUnknown        404
     │   ├── UrlExpired        403
     │   └── SignatureInvalid  401
-    ├── Unintelligible        us: authentic, kept, asked about by a poll, answered 2xx
-    ├── VendorRefused         the caller, or time: the task was surely not created
-    ├── SubmissionUnknown     nobody: perhaps created, never repeated
-    └── LedgerUnavailable     the operator: nothing was stored, the vendor may repeat (503)
+    ├── Unintelligible        the poller: an authentic report could not be parsed; it is quarantined, answered 2xx
+    ├── VendorRefused         the caller, or a later retry: no task was created, nothing was charged
+    ├── SubmissionUnknown     a callback, a poll or an operator: a task may exist, so it is not sent again
+    ├── LedgerUnavailable     the operator: nothing was stored, the vendor may retry (503)
+    └── CannotFetch           the caller: download the result again (in `submitter.media.download`)
 
-A message says what happened, the value (never a secret) and the remedy.
+A message states what happened, the value (never a secret) and the remedy.
 """
 
 from collections.abc import Sequence
@@ -24,7 +25,7 @@ import msgspec
 
 
 class Problem(msgspec.Struct, frozen=True):
-    """Say what is wrong with one field, and how to mend it."""
+    """One invalid field: its value, the limit that it breaks and the remedy."""
 
     field: str
     value: str
@@ -36,10 +37,10 @@ class Problem(msgspec.Struct, frozen=True):
 
 
 class RelayError(Exception):
-    """The root of all errors that this project raises on purpose."""
+    """The base class of all exceptions that kling-relay raises on purpose."""
 
     status: ClassVar[int] = 500
-    """The HTTP status that the receiver answers when this error ends a request."""
+    """The HTTP status of the receiver's response to a request that raised this error."""
 
 
 class _Problems(RelayError):
@@ -51,20 +52,20 @@ class _Problems(RelayError):
 
 
 class InvalidRequest(_Problems):
-    """The request breaks the vendor's limits; nothing was sent."""
+    """The request is invalid or exceeds the vendor's limits; nothing was sent."""
 
     status = 400
-    headline = "the request was not sent:"
+    headline = "invalid request, nothing was sent:"
 
 
 class InvalidSettings(_Problems):
-    """The settings cannot be used; nothing was started."""
+    """The settings are missing or invalid; nothing was started."""
 
-    headline = "the settings need mending:"
+    headline = "invalid settings:"
 
 
 class IdConflict(RelayError):
-    """The external_task_id belongs to another request; nothing was sent."""
+    """The idempotency key (`external_task_id`) belongs to a different request; nothing was sent."""
 
     status = 409
 
@@ -72,8 +73,8 @@ class IdConflict(RelayError):
         self.external_task_id = external_task_id
         self.fields = tuple(fields)
         super().__init__(
-            f"external_task_id {external_task_id!r} already belongs to a request with another "
-            f"{', '.join(fields)}; choose a new id for a new task, or repeat the first request exactly"
+            f"external_task_id {external_task_id!r} already belongs to a request with a different "
+            f"{', '.join(fields)}. Use a new id for a new task, or repeat the first request exactly."
         )
 
 
@@ -84,46 +85,46 @@ class TaskNotFound(RelayError):
 
     def __init__(self, external_task_id: str) -> None:
         self.external_task_id = external_task_id
-        super().__init__(f"no task {external_task_id!r} in this ledger; `kling-relay tasks list` shows those that are")
+        super().__init__(f"no task {external_task_id!r} in this ledger. `kling-relay tasks list` lists its tasks.")
 
 
 class CallbackRefused(RelayError):
-    """The callback is not authentic; no row was written for it."""
+    """The callback is not authentic; nothing was stored."""
 
     status = 403
 
 
 class UrlUnknown(CallbackRefused):
-    """The callback's URL was not made by this relay."""
+    """The callback URL was not issued by this relay."""
 
     status = 404
 
 
 class UrlExpired(CallbackRefused):
-    """The callback's URL was made by this relay and is past its time."""
+    """The callback URL was issued by this relay and has expired."""
 
     status = 403
 
 
 class SignatureInvalid(CallbackRefused):
-    """The body is not signed by the vendor's webhook secret, or too long ago."""
+    """The body is not signed with the vendor's webhook secret, or its signature is too old."""
 
     status = 401
 
 
 class Unintelligible(RelayError):
-    """An authentic report that cannot be understood; it is kept and the vendor is asked."""
+    """An authentic report that could not be parsed; it is quarantined and the vendor is polled."""
 
     status = 200
 
 
 class VendorRefused(RelayError):
-    """The vendor surely did not do what was asked; a create made no task and costs nothing.
+    """The vendor definitely refused the request; a refused create made no task and costs nothing.
 
-    `retryable` tells whether the same request can succeed later without a person acting;
-    `elsewhere`, whether another vendor may take it (no balance, no capacity, maintenance, not
-    permitted). `retry_after_s` is the vendor's own wish in seconds, where it stated one. An
-    `http_status` of 0 means that it was not reached at all.
+    `retryable`: the same request can succeed later without human action. `failover`: another vendor
+    may accept it (no balance, no capacity, maintenance, missing permission). `retry_after_s` is the
+    vendor's Retry-After in seconds, if it sent one. An `http_status` of 0 means that the vendor was
+    not reached.
     """
 
     status = 502
@@ -137,7 +138,7 @@ class VendorRefused(RelayError):
         message: str,
         remedy: str,
         retryable: bool,
-        elsewhere: bool = False,
+        failover: bool = False,
         retry_after_s: float | None = None,
     ) -> None:
         self.vendor = vendor
@@ -146,22 +147,22 @@ class VendorRefused(RelayError):
         self.message = message
         self.remedy = remedy
         self.retryable = retryable
-        self.elsewhere = elsewhere
+        self.failover = failover
         self.retry_after_s = retry_after_s
         super().__init__(
             f"{vendor} refused: {message or 'no reason given'} (HTTP {http_status}, code {code}). {remedy}"
         )
 
     def after(self, others: str) -> "VendorRefused":
-        """Return this error, saying too who refused before."""
-        self.args = (f"{self} Before, it was refused by {others}.",)
+        """Return this error, with the earlier refusals added to its message."""
+        self.args = (f"{self} Previously refused by {others}.",)
         return self
 
 
 class SubmissionUnknown(RelayError):
-    """A create was sent and nobody knows whether it made a task; it is never simply repeated.
+    """A create was sent, and whether it created a task is unknown; it is never blindly sent again.
 
-    `refusal` is what the vendor answered, where its answer leaves open whether there is a task.
+    `refusal` is the vendor's error, if it answered with one that leaves open whether a task exists.
     """
 
     status = 502
@@ -172,6 +173,6 @@ class SubmissionUnknown(RelayError):
 
 
 class LedgerUnavailable(RelayError):
-    """The ledger cannot be read or written now; nothing was stored."""
+    """The ledger cannot be read or written at the moment; nothing was stored."""
 
     status = 503

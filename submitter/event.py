@@ -1,8 +1,8 @@
-"""The CloudEvent of a transition (CloudEvents 1.0, JSON format). Pure.
+"""The CloudEvent of a task's transition (CloudEvents 1.0, JSON format). Pure.
 
-An event's id is derived, not drawn: the same change has the same id in every retry, at every
-hook and after every crash. It is hashed because Standard Webhooks signs `id.timestamp.body`,
-so an id may hold no dot, and an external_task_id may.
+The event id is deterministic, so that hooks can deduplicate: the same change has the same id in every
+retry, at every hook and after every crash. It is a hash, since Standard Webhooks signs
+`id.timestamp.body`: an id must not contain a dot, and an external_task_id may.
 """
 
 import hashlib
@@ -12,13 +12,14 @@ from typing import Any
 
 import msgspec
 
-from submitter.task import Task, Transition, Video
+from submitter.task import Task, Video
+from submitter.transition import Transition
 
 CONTENT_TYPE = "application/cloudevents+json"
 
 
 class Event(msgspec.Struct, frozen=True):
-    """One change of one task. `body` is the structured CloudEvent, the same bytes for ever."""
+    """One change of one task. `body` is the structured CloudEvent; its bytes never change."""
 
     id: str
     type: str
@@ -35,7 +36,7 @@ def timestamp(ms: int) -> str:
 
 
 def task_data(task: Task) -> dict[str, Any]:
-    """Return a task as an event's `data`, and as `--json` prints it."""
+    """Return a task as the `data` of its events and the output of `--json`."""
     return {
         "external_task_id": task.external_task_id,
         "task_id": task.task_id,
@@ -62,12 +63,12 @@ def task_data(task: Task) -> dict[str, Any]:
 
 
 def _copies(video: Video) -> dict[str, str]:
-    """Return what is told of a result's copies, once there are some."""
-    told: dict[str, str] = {}
+    """Return the fields of a result's archived copies, if any."""
+    fields: dict[str, str] = {}
     for name, copy in (("", video.archived), ("watermark_", video.archived_watermark)):
         if copy is not None:
-            told |= {f"archived_{name}url": copy.url, f"archived_{name}sha256": copy.sha256}
-    return told
+            fields |= {f"archived_{name}url": copy.url, f"archived_{name}sha256": copy.sha256}
+    return fields
 
 
 def event_id(vendor: str, external_task_id: str, sequence: int) -> str:
@@ -77,9 +78,9 @@ def event_id(vendor: str, external_task_id: str, sequence: int) -> str:
 
 
 def cloud_event(*, id: str, type: str, task: Task, time_ms: int) -> bytes:
-    """Return the structured CloudEvent that says `type` of `task`.
+    """Return the structured CloudEvent of `type` for `task`.
 
-    `sequence` is zero-padded, since the extension orders it as a string.
+    `sequence` is zero-padded, since the CloudEvents extension compares it as a string.
     """
     return msgspec.json.encode(
         {
@@ -97,7 +98,7 @@ def cloud_event(*, id: str, type: str, task: Task, time_ms: int) -> bytes:
 
 
 def event_of(transition: Transition) -> Event | None:
-    """Return the event of a transition, or None when it is none."""
+    """Return the event of a transition, or None if it emits none."""
     task = transition.task
     if transition.event_type is None:
         return None

@@ -1,41 +1,41 @@
-"""Runs one `HttpRequest`: an answer, or `NotSent`, or `Unanswered`.
+"""The HTTP client for vendors: sends an `HttpRequest`, returns an answer, `NotSent` or `Unanswered`.
 
-Only an error of connecting is `NotSent`. Every other failure is `Unanswered`, the costly
-reading: the vendor may have acted. A request that must not be repeated goes out on a fresh
-connection, so that a connection which the vendor closed while idle is never mistaken for it.
+Only a connection error is `NotSent`: repeating the request is safe. Every other failure is
+`Unanswered`: the vendor may have acted. A request that must not be repeated uses a fresh connection,
+because a kept-alive connection that the vendor has closed would look like `Unanswered`.
 """
 
-import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import httpx
 import msgspec
 
+from submitter.egress import tls_context
 from submitter.vendors.base import HttpAnswer, HttpRequest
 
 ANSWER_MAX = 16 * 1024 * 1024
 
 
 class NotSent(msgspec.Struct, frozen=True):
-    """The vendor was not reached: nothing happened there."""
+    """The vendor was not reached: it has not received the request."""
 
     reason: str
 
 
 class Unanswered(msgspec.Struct, frozen=True):
-    """The request may have reached the vendor, and no whole answer came."""
+    """The request may have reached the vendor, and no complete response arrived."""
 
     reason: str
 
 
 class VendorHttp:
-    """The connections to the vendors."""
+    """Sends requests to vendors. Follows no redirects. Timeouts in seconds."""
 
     def __init__(self, *, connect_timeout_s: float = 10, answer_timeout_s: float = 60) -> None:
         self._connect_timeout_s = connect_timeout_s
         timeout = httpx.Timeout(answer_timeout_s, connect=connect_timeout_s, pool=None)
-        verify = ssl.create_default_context()
+        verify = tls_context()
         self._once = httpx.AsyncClient(
             timeout=timeout, verify=verify, limits=httpx.Limits(max_keepalive_connections=0), follow_redirects=False
         )
@@ -44,7 +44,7 @@ class VendorHttp:
         )
 
     async def run(self, request: HttpRequest, *, fresh: bool = False) -> HttpAnswer | NotSent | Unanswered:
-        """Send `request`, on a connection of its own when `fresh`."""
+        """Send `request`; with `fresh`, on a new connection."""
         client = self._once if fresh else self._kept
         try:
             async with client.stream(
@@ -54,7 +54,7 @@ class VendorHttp:
                 async for chunk in response.aiter_bytes():
                     body += chunk
                     if len(body) > ANSWER_MAX:
-                        return Unanswered(f"the answer is longer than {ANSWER_MAX} bytes")
+                        return Unanswered(f"the response is longer than {ANSWER_MAX} bytes")
                 headers = {name.lower(): value for name, value in response.headers.items()}
                 return HttpAnswer(response.status_code, headers, bytes(body))
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
@@ -64,7 +64,7 @@ class VendorHttp:
 
     @asynccontextmanager
     async def stream(self, request: HttpRequest, *, silence_s: float) -> AsyncIterator[httpx.Response]:
-        """Open an answer that goes on; raise httpx.ReadTimeout once nothing came for `silence_s`."""
+        """Open a streaming response; raise httpx.ReadTimeout when no data arrived for `silence_s` seconds."""
         timeout = httpx.Timeout(silence_s, connect=self._connect_timeout_s)
         async with self._once.stream(
             request.method, request.url, headers=request.headers, content=request.body, timeout=timeout

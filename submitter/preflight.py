@@ -1,15 +1,13 @@
-"""What happens before money is spent: a request and its media against the limits of each of its vendors."""
+"""Preflight: checks a request and its media against the limits of its vendors, before anything is sent."""
 
 import asyncio
 
 import httpx
 import msgspec
 
-from submitter.asked import asked_of
 from submitter.clock import Clock
 from submitter.errors import InvalidRequest, Problem
-from submitter.installed import limits as installed_limits
-from submitter.media import Medium, open_medium, probe
+from submitter.media.probe import Medium, open_medium, probe
 from submitter.request import (
     Limits,
     MediaFacts,
@@ -17,14 +15,18 @@ from submitter.request import (
     check_media,
     check_request,
     check_source,
-    name_who_can,
+    suggest_vendors,
 )
 from submitter.settings import Settings
+from submitter.stored_request import to_stored
+from submitter.vendors.registry import limits_by_vendor
 
 
 class Prepared(msgspec.Struct, frozen=True):
-    """A request that passed preflight: the vendors that can do it, its id, its media with their
-    formats by field, what was asked for, and what was not checked.
+    """A request that passed preflight.
+
+    `vendors` can process it. `formats` holds the media formats by field (`image`, `video`), and
+    `stored_request` the request as the ledger stores it. `warnings` lists skipped checks and vendors.
     """
 
     request: MotionControl
@@ -33,19 +35,19 @@ class Prepared(msgspec.Struct, frozen=True):
     image: Medium
     video: Medium
     formats: dict[str, str]
-    asked: dict[str, str]
+    stored_request: dict[str, str]
     warnings: tuple[str, ...]
 
 
 async def preflight(request: MotionControl, settings: Settings, client: httpx.AsyncClient, clock: Clock) -> Prepared:
     """Check a request and its media against the limits of each of its vendors.
 
-    A vendor that cannot do it is left out, with a warning; when none can, InvalidRequest
-    names every problem, and who can.
+    A vendor that cannot process it is left out, with a warning. If none can, raise InvalidRequest with
+    every problem and the vendors that do not have it.
     """
     if not request.vendors:
-        known = ", ".join(installed_limits())
-        raise InvalidRequest([Problem("vendor", repr(request.vendor), f"of {known}", "Name one, or several.")])
+        known = ", ".join(limits_by_vendor())
+        raise InvalidRequest([Problem("vendor", repr(request.vendor), f"one or more of {known}", "Name a vendor.")])
     limits = {name: settings.require_vendor(name).vendor.limits for name in request.vendors}
     image = open_medium("image", request.image, inline=True)
     video = open_medium("video", request.video, inline=False)
@@ -56,12 +58,12 @@ async def preflight(request: MotionControl, settings: Settings, client: httpx.As
         problems.extend(found.problems)
     facts = {field: found.facts for field, found in probes.items()}
     wrong = {
-        name: _problems(request, media, facts, theirs, has_store=settings.media_store is not None)
-        for name, theirs in (installed_limits() | limits).items()
+        name: _problems(request, media, facts, vendor_limits, has_store=settings.media_store is not None)
+        for name, vendor_limits in (limits_by_vendor() | limits).items()
     }
     able = tuple(name for name in request.vendors if not wrong[name])
     if problems or not able or isinstance(image, Problem) or isinstance(video, Problem):
-        raise InvalidRequest([*problems, *name_who_can(wrong[request.vendors[0]], wrong)])
+        raise InvalidRequest([*problems, *suggest_vendors(wrong[request.vendors[0]], wrong)])
     return Prepared(
         request=request,
         vendors=able,
@@ -69,7 +71,7 @@ async def preflight(request: MotionControl, settings: Settings, client: httpx.As
         image=image,
         video=video,
         formats={field: found.format for field, found in facts.items() if found and found.format},
-        asked=await asyncio.to_thread(asked_of, request, image, video),
+        stored_request=await asyncio.to_thread(to_stored, request, image, video),
         warnings=(
             *(found.warning for found in probes.values() if found.warning),
             *(f"{name} is left out: {wrong[name][0]}" for name in request.vendors if wrong[name]),
@@ -85,7 +87,7 @@ def _problems(
     *,
     has_store: bool,
 ) -> list[Problem]:
-    """Return what is wrong with a request at one vendor."""
+    """Return the problems of a request at one vendor."""
     return [
         *check_request(request, limits),
         *(

@@ -1,7 +1,6 @@
-"""What a user asks for, in Kling's words, and the checks that run before money is spent. Pure.
+"""The Motion Control request, with Kling's field names, and its validation against vendor limits. Pure.
 
-Limits are data: each vendor's file holds its own `Limits`, preflight reads them, nothing else
-knows a number.
+Limits are data: each vendor's module holds its `Limits`, and no number appears anywhere else.
 """
 
 import re
@@ -15,21 +14,22 @@ from msgspec.structs import replace
 from submitter.errors import Problem
 
 ID_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~-]{0,127}")
-"""What an external_task_id may be: it stands in a URL's path as it is."""
+"""The syntax of an external_task_id; it is used unescaped in the path of the callback URL."""
 
 METADATA_BYTES = 4096
 
 
 class MotionControl(msgspec.Struct, frozen=True, kw_only=True):
-    """One Kling Motion Control request: the image's character performs the video's motion.
+    """One Kling Motion Control request: the character of the image performs the motion of the video.
 
-    `image` is a URL, a file or base64; `video` is a URL or a file (which needs a media store).
-    `character_orientation` says whose facing the result keeps, and how long the motion may be.
-    `mode` is `std` (720p) or `pro` (1080p); None is the first that the vendor makes. `element_id`
-    (kling-v3 only) needs the orientation `video`. Without an `external_task_id` a UUIDv7 is made;
-    repeating a request with the same id never makes a second task. `metadata` comes back in every
-    event. `vendor` may name several, comma-separated: a request that one surely refuses, for a
-    reason that another may not share, goes to the next.
+    `image` is a URL, a file or base64; `video` is a URL or a file (a file needs a media store).
+    `character_orientation` (`image` or `video`) sets which of the two the character's orientation
+    follows, and the allowed duration of the video. `mode` is `std` (720p) or `pro` (1080p); None
+    selects the vendor's first mode. `element_id` (kling-v3 only) needs the orientation `video`.
+    `external_task_id` is the idempotency key: submitting again with the same id creates no second
+    task; the default is a new UUIDv7. `metadata` is returned in every event. `vendor` may list several
+    vendors, comma-separated, for failover: a definite refusal that may not apply to the next vendor
+    moves the request there.
     """
 
     image: str | Path
@@ -53,7 +53,7 @@ class MotionControl(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class MediaLimits(msgspec.Struct, frozen=True):
-    """What a vendor takes as one medium. Sides in pixels; an aspect is (width, height)."""
+    """A vendor's limits for an image or a video. Sides are in pixels; an aspect ratio is (width, height)."""
 
     formats: tuple[str, ...]
     max_bytes: int
@@ -64,12 +64,12 @@ class MediaLimits(msgspec.Struct, frozen=True):
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """What a vendor takes as one request, and what it can do: read by preflight, shown by `kling-relay vendors`.
+    """A vendor's limits and features: checked by preflight, listed by `kling-relay vendors`.
 
-    Durations in seconds, by orientation. `inline_image`: it takes an image's bytes, and not only
-    URLs. `own_id`: it takes the external_task_id, and can be asked by it, so that a create whose
-    answer was lost can be looked for. `ids_per_query` None: all in one. `url_lives` says how long
-    a result can be fetched.
+    `durations_s` are in seconds, by orientation. `inline_image`: the API accepts an image as base64, not
+    only as a URL. `own_id`: the API stores the external_task_id and can be queried by it, so that a
+    create whose answer was lost can be looked up. `ids_per_query`: tasks per query; None is unlimited.
+    `url_lives` is how long a result's URL is valid, as text.
     """
 
     source: str
@@ -91,10 +91,10 @@ class Limits(msgspec.Struct, frozen=True):
 
 
 class MediaFacts(msgspec.Struct, frozen=True):
-    """What was read of an image or a video. None is what could not be told.
+    """The properties of an image or a video, as probed. None means unknown.
 
-    `width` and `height` as displayed (rotation and pixel shape applied); `coded` is the stored
-    size where it differs. `duration_s` in seconds, of videos only.
+    `width` and `height` are as displayed (rotation and pixel aspect ratio applied); `coded` is the
+    stored size of a video. `duration_s` is in seconds, for videos only.
     """
 
     format: str | None
@@ -111,14 +111,14 @@ def ratio(aspect: tuple[int, int]) -> float:
 
 
 def check_request(request: MotionControl, limits: Limits) -> list[Problem]:
-    """Return what is wrong with a request's own words, all of it."""
+    """Return every problem of the request's fields; `check_media` checks the media."""
     problems = [
         *_check_choice("character_orientation", request.character_orientation, ("image", "video")),
         *_check_choice("mode", mode_of(request, limits), limits.modes),
         *_check_choice("model", request.model, limits.models),
     ]
     if limits.prompt_required and not request.prompt.strip():
-        problems.append(Problem("prompt", "none", "this vendor requires one", "Say what the scene is."))
+        problems.append(Problem("prompt", "none", "this vendor requires one", "Describe the scene."))
     if len(request.prompt) > limits.prompt_chars:
         problems.append(
             Problem(
@@ -128,10 +128,10 @@ def check_request(request: MotionControl, limits: Limits) -> list[Problem]:
     if len(request.negative_prompt) > limits.negative_prompt_chars:
         limit, remedy = f"at most {limits.negative_prompt_chars}", "Shorten it."
         if limits.negative_prompt_chars == 0:
-            limit, remedy = "this vendor takes none", "Leave it out, or say it in the prompt."
+            limit, remedy = "not supported by this vendor", "Leave it out, or put it into the prompt."
         problems.append(Problem("negative_prompt", f"{len(request.negative_prompt)} characters", limit, remedy))
     if request.watermark and not limits.watermark:
-        problems.append(Problem("watermark", "true", "this vendor makes none", "Leave it out."))
+        problems.append(Problem("watermark", "true", "not supported by this vendor", "Leave it out."))
     if request.element_id is not None:
         problems.extend(_check_element(request, limits))
     if request.external_task_id is not None and not ID_PATTERN.fullmatch(request.external_task_id):
@@ -140,7 +140,7 @@ def check_request(request: MotionControl, limits: Limits) -> list[Problem]:
                 "external_task_id",
                 repr(request.external_task_id[:140]),
                 "1 to 128 of A-Z a-z 0-9 . _ ~ -, the first a letter or digit",
-                "Choose another id, or leave it out to get a UUIDv7.",
+                "Use another id, or leave it out to get a UUIDv7.",
             )
         )
     size = sum(len(key.encode()) + len(value.encode()) for key, value in request.metadata.items())
@@ -150,7 +150,7 @@ def check_request(request: MotionControl, limits: Limits) -> list[Problem]:
                 "metadata",
                 f"{size} bytes",
                 f"at most {METADATA_BYTES}",
-                "Keep a key to your own record instead of the record.",
+                "Store a key that refers to your own record instead.",
             )
         )
     return problems
@@ -159,35 +159,35 @@ def check_request(request: MotionControl, limits: Limits) -> list[Problem]:
 def check_source(
     field: str, kind: Literal["url", "file", "inline"], limits: Limits, *, has_store: bool
 ) -> list[Problem]:
-    """Return what is wrong with how a medium is given: some vendors only fetch URLs."""
-    takes_bytes = field == "image" and limits.inline_image
-    if kind == "url" or takes_bytes or (kind == "file" and has_store):
+    """Return the problems of a medium's source: some vendors accept only URLs."""
+    is_inlined = field == "image" and limits.inline_image
+    if kind == "url" or is_inlined or (kind == "file" and has_store):
         return []
     value = "base64" if kind == "inline" else "a local file"
-    store = "a file and KLING_RELAY_MEDIA_STORE" if kind == "inline" else "set KLING_RELAY_MEDIA_STORE"
-    remedy = f"Give a URL, or {store} (a bucket, or a directory that `serve` publishes)."
+    store = "use a file and set KLING_RELAY_MEDIA_STORE" if kind == "inline" else "set KLING_RELAY_MEDIA_STORE"
+    remedy = f"Use a URL, or {store} (a bucket, or a directory that `serve` publishes)."
     return [Problem(field, value, "a URL that the vendor can fetch", remedy)]
 
 
 def mode_of(request: MotionControl, limits: Limits) -> str:
-    """Return the request's mode: the vendor's first, unless one was chosen."""
+    """Return the request's mode; the default is the vendor's first mode."""
     return request.mode or limits.modes[0]
 
 
-def name_who_can(problems: Sequence[Problem], elsewhere: Mapping[str, Sequence[Problem]]) -> list[Problem]:
-    """Add to each problem's remedy the vendors that have none with this field (`elsewhere`: theirs)."""
-    told = []
+def suggest_vendors(problems: Sequence[Problem], by_vendor: Mapping[str, Sequence[Problem]]) -> list[Problem]:
+    """Add to each problem's remedy the vendors without a problem in this field, given the problems `by_vendor`."""
+    suggested = []
     for problem in problems:
-        able = [name for name, others in elsewhere.items() if problem.field not in {other.field for other in others}]
-        remedy = f"{problem.remedy} Or use {' or '.join(able)}, where it is no problem." if able else problem.remedy
-        told.append(replace(problem, remedy=remedy))
-    return told
+        able = [name for name, others in by_vendor.items() if problem.field not in {other.field for other in others}]
+        remedy = f"{problem.remedy} Or use {' or '.join(able)}, where this is valid." if able else problem.remedy
+        suggested.append(replace(problem, remedy=remedy))
+    return suggested
 
 
 def check_media(
     request: MotionControl, limits: Limits, image: MediaFacts | None, video: MediaFacts | None
 ) -> list[Problem]:
-    """Return what is wrong with the media, all of it; what could not be read is not judged."""
+    """Return every problem of the media; properties that could not be probed are not checked."""
     problems: list[Problem] = []
     if image is not None:
         problems.extend(_check_medium("image", image, limits.image))
@@ -213,7 +213,10 @@ def _check_element(request: MotionControl, limits: Limits) -> list[Problem]:
         allowed = ", ".join(limits.element_models) or "no model of this vendor"
         problems.append(
             Problem(
-                "element_id", f"with model {request.model}", f"taken by {allowed}", "Leave it out, or change model."
+                "element_id",
+                f"with model {request.model}",
+                f"supported by {allowed}",
+                "Leave it out, or use another model.",
             )
         )
     if request.character_orientation != "video":
@@ -222,7 +225,7 @@ def _check_element(request: MotionControl, limits: Limits) -> list[Problem]:
                 "element_id",
                 f"with character_orientation {request.character_orientation!r}",
                 "only with 'video'",
-                "Set character_orientation to 'video', or leave the element out.",
+                "Set character_orientation to 'video', or leave element_id out.",
             )
         )
     return problems
@@ -232,21 +235,19 @@ def _check_medium(field: str, facts: MediaFacts, limits: MediaLimits) -> list[Pr
     problems: list[Problem] = []
     wanted = ", ".join(limits.formats)
     if facts.format not in limits.formats:
-        found = facts.format or "not a format that we know"
-        problems.append(
-            Problem(f"{field}.format", found, f"{wanted}, told by content and not by name", f"Convert it to {wanted}.")
-        )
+        found = facts.format or "unknown format"
+        problems.append(Problem(f"{field}.format", found, f"{wanted}; detected by content", f"Convert it to {wanted}."))
     if facts.bytes is not None and facts.bytes > limits.max_bytes:
         problems.append(
             Problem(
                 f"{field}.bytes",
                 f"{facts.bytes:,} bytes",
                 f"at most {limits.max_bytes:,}",
-                "Compress it, or make it smaller.",
+                "Compress it, or scale it down.",
             )
         )
     if facts.bytes == 0:
-        problems.append(Problem(f"{field}.bytes", "empty", "at least 1 byte", "Give the real file."))
+        problems.append(Problem(f"{field}.bytes", "empty", "at least 1 byte", "Use a file with content."))
     if facts.width and facts.height:
         problems.extend(_check_size(field, facts.width, facts.height, facts.coded, limits))
     return problems
@@ -256,7 +257,7 @@ def _check_size(
     field: str, width: int, height: int, coded: tuple[int, int] | None, limits: MediaLimits
 ) -> list[Problem]:
     problems: list[Problem] = []
-    # The vendor may measure the stored or the displayed size: both must fit.
+    # A vendor may measure the stored or the displayed size, so both must be valid.
     for w, h in dict.fromkeys(((width, height), coded or (width, height))):
         too_big = limits.max_side is not None and max(w, h) > limits.max_side
         if min(w, h) < limits.min_side or too_big:
@@ -287,10 +288,10 @@ def _check_duration(request: MotionControl, video: MediaFacts, limits: Limits) -
     if low <= round(video.duration_s, 2) <= high:
         return []
     longest = limits.durations_s["video"][1]
-    can_turn = request.character_orientation == "image" and high < video.duration_s <= longest
-    remedy = f"Trim it to {high:g} s" + (", or set character_orientation to 'video'." if can_turn else ".")
+    fits_video = request.character_orientation == "image" and high < video.duration_s <= longest
+    remedy = f"Trim it to {high:g} s" + (", or set character_orientation to 'video'." if fits_video else ".")
     if video.duration_s < low:
-        remedy = f"Give at least {low:g} s of motion."
+        remedy = f"Use a video of at least {low:g} s."
     return [
         Problem(
             "video.duration",

@@ -1,4 +1,4 @@
-"""When to try again: policies as values. Pure; randomness comes in as a number from 0 to 1."""
+"""Backoff and poll policies as values. Pure; randomness is passed in as a number from 0 to 1."""
 
 import hashlib
 
@@ -6,7 +6,7 @@ import msgspec
 
 
 class Backoff(msgspec.Struct, frozen=True, array_like=True):
-    """Wait `first_s`, then `factor` times longer each time, up to `max_s` seconds."""
+    """Exponential backoff: wait `first_s` seconds, then `factor` times longer each time, up to `max_s` seconds."""
 
     first_s: float
     factor: float
@@ -15,30 +15,31 @@ class Backoff(msgspec.Struct, frozen=True, array_like=True):
     def delay_s(self, attempt: int, chance: float = 0.5) -> float:
         """Return the seconds to wait after `attempt` (0 is the first) failed.
 
-        `chance` (0 to 1) spreads the delay over 75 % to 125 % of its middle.
+        `chance` (0 to 1) adds jitter: the delay is 75 % to 125 % of the nominal one.
         """
         delay = self.first_s
-        for _ in range(min(attempt, 64)):  # clamped before it is computed: 2.0 ** 2000 overflows
+        for _ in range(min(attempt, 64)):  # clamped in each step: 2.0 ** 2000 overflows
             delay = min(delay * self.factor, self.max_s)
             if delay >= self.max_s:
                 break
         return min(delay, self.max_s) * (0.75 + chance / 2)
 
 
-class Patience(msgspec.Struct, frozen=True, array_like=True):
-    """How long one task may be silent before its vendor is asked, in seconds.
+class PollPolicy(msgspec.Struct, frozen=True, array_like=True):
+    """When a task is polled after its last report or poll, in seconds.
 
-    `silence` counts while a callback is expected; `asking` while none is (no callback URL,
-    a report that needs confirming, a submission whose outcome is unknown).
+    `while_expected` applies while a callback is expected; `while_unexpected` if none is (no callback URL,
+    a report that needs confirmation, a submission with an unknown outcome). The task is abandoned
+    `abandon_after_s` after its creation.
     """
 
-    silence: Backoff
-    asking: Backoff
+    while_expected: Backoff
+    while_unexpected: Backoff
     abandon_after_s: float
 
 
 def spread(key: str) -> float:
-    """Return a number from 0 to 1 that is always the same for `key`, to spread polls by task."""
+    """Return a number from 0 to 1 derived from `key`: deterministic jitter that spreads the polls of many tasks."""
     return hashlib.blake2b(key.encode(), digest_size=1).digest()[0] / 255
 
 
@@ -46,7 +47,7 @@ SLOT_BACKOFF = Backoff(first_s=1, factor=2, max_s=60)
 """After 429/1302 and 429/1303: "exponential backoff from 1 s" (Kling's error table)."""
 
 OUTAGE_BACKOFF = Backoff(first_s=2, factor=2, max_s=60)
-"""After a refusal to answer a query, or a create that surely was not sent."""
+"""After a temporary refusal other than 429, a failed connection or a broken event stream."""
 
 LOOK_FOR_S = (0.0, 2.0, 3.0, 5.0)
-"""Pauses before each look for a task whose create was not answered: absent for ten seconds is absent."""
+"""Pauses before each lookup of a task whose create was not answered: a task absent for 10 s does not exist."""

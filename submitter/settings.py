@@ -1,4 +1,4 @@
-"""Settings: environment variables over `relay.toml` over defaults, frozen, all problems at once."""
+"""Settings: environment variables override `relay.toml`, which overrides defaults. Reports all problems at once."""
 
 import os
 from collections.abc import Mapping
@@ -10,30 +10,30 @@ import msgspec
 
 from submitter.callback_url import KeyRing
 from submitter.errors import InvalidRequest, InvalidSettings, Problem
-from submitter.installed import vendors as installed_vendors
-from submitter.ledger.base import shown
-from submitter.schedule import Backoff, Patience
+from submitter.ledger.engines import without_password
+from submitter.schedule import Backoff, PollPolicy
 from submitter.vendors.base import CallbackSetting, Vendor
+from submitter.vendors.registry import vendors as installed_vendors
 
 CONFIG_FILE = "relay.toml"
 
-# What may stand at the top of relay.toml; each is also KLING_RELAY_<NAME>.
+# The top-level names of relay.toml; each is also read from KLING_RELAY_<NAME>.
 COMMON = ("public_url", "ledger", "keys", "allow_hosts", "poll_after_s", "abandon_after_s", "media_store", "parallel")
 RECEIVER = ("tick_token", "events_token", "log", "body_limit", "deliver", "deliver_budget_s")
 OF_VENDOR = ("confirm", "callbacks", "parallel", "poll_after_s")
 
 
 class VendorSettings(msgspec.Struct, frozen=True):
-    """One configured vendor. `parallel` limits its tasks between reservation and end; None does not."""
+    """One configured vendor. `parallel` limits its open tasks (reserved, not settled); None is unlimited."""
 
     vendor: Vendor
     parallel: int | None
-    patience: Patience
+    poll_policy: PollPolicy
     callbacks: CallbackSetting
 
 
 class Settings(msgspec.Struct, frozen=True):
-    """What both halves need. Secrets are in no repr: they lie in values that hide them."""
+    """The settings that submitter and receiver share. Secrets never appear in repr(): it shows names only."""
 
     public_url: str | None
     ledger: str
@@ -43,18 +43,18 @@ class Settings(msgspec.Struct, frozen=True):
     media_store: str | None
 
     def __repr__(self) -> str:
-        return f"Settings({shown(self.ledger)!r}, {', '.join(self.vendors)})"  # the ledger's URL may hold a password
+        return f"Settings({without_password(self.ledger)!r}, {', '.join(self.vendors)})"
 
     def require_callbacks(self) -> tuple[str, KeyRing]:
-        """Return the public URL and the keys, or raise InvalidSettings that names what is missing."""
+        """Return the public URL and the keys; raise InvalidSettings that names the missing ones."""
         problems = []
         if self.public_url is None:
             problems.append(
                 Problem(
                     "KLING_RELAY_PUBLIC_URL",
                     "not set",
-                    "the https URL that vendors reach this receiver by",
-                    "Set it, or give --no-callback (in Python: callback=False) and follow the task by polling alone.",
+                    "the public https URL of the receiver",
+                    "Set it, or use --no-callback (in Python: callback=False), so that the task is only polled.",
                 )
             )
         if self.ring is None:
@@ -64,7 +64,7 @@ class Settings(msgspec.Struct, frozen=True):
         return self.public_url, self.ring
 
     def require_vendor(self, name: str) -> VendorSettings:
-        """Return a configured vendor; raise InvalidSettings, or InvalidRequest when there is none of that name."""
+        """Return a vendor; raise InvalidSettings without credentials, InvalidRequest for an unknown name."""
         if name in self.vendors:
             return self.vendors[name]
         known = installed_vendors()
@@ -75,12 +75,13 @@ class Settings(msgspec.Struct, frozen=True):
 
 
 def no_keys() -> Problem:
-    """Return the problem of a missing key ring."""
-    return Problem("KLING_RELAY_KEYS", "not set", "the keys of the callback URLs", "Make them: `kling-relay keys new`.")
+    """Return the problem of missing keys."""
+    remedy = "Create one with `kling-relay keys new`."
+    return Problem("KLING_RELAY_KEYS", "not set", "the signing keys of callback URLs", remedy)
 
 
 class Reader:
-    """Reads one setting after the other, and gathers what is wrong with each."""
+    """Reads single settings and collects their problems, so that `finish` reports all at once."""
 
     def __init__(self, environ: Mapping[str, str], table: Mapping[str, Any]) -> None:
         self.environ = environ
@@ -88,11 +89,11 @@ class Reader:
         self.problems: list[Problem] = []
 
     def problem(self, field: str, value: str, limit: str, remedy: str) -> None:
-        """Note a problem."""
+        """Add a problem."""
         self.problems.append(Problem(field, value, limit, remedy))
 
     def text(self, name: str, *, vendor: str | None = None) -> str | None:
-        """Return KLING_RELAY_<NAME>, or the file's `name` (a vendor's in `[vendor.<vendor>]`)."""
+        """Return KLING_RELAY_<NAME>, or `name` from the file; with `vendor`, `name` from `[vendor.<vendor>]`."""
         variable = f"KLING_RELAY_{name.upper()}"
         if vendor is None and self.environ.get(variable):
             return self.environ[variable]
@@ -105,7 +106,7 @@ class Reader:
         return None if value is None else self.secret(f"{name} in {CONFIG_FILE}", str(value))
 
     def number(self, name: str, default: float | None, *, vendor: str | None = None, least: float = 0) -> float | None:
-        """Return a number of at least `least`."""
+        """Return a number of at least `least`; add a problem and return `default` for any other value."""
         value = self.text(name, vendor=vendor)
         if value is None:
             return default
@@ -114,12 +115,13 @@ class Reader:
         except ValueError:
             found = float("nan")
         if not least <= found < 1e12:
-            self.problem(f"KLING_RELAY_{name.upper()}", repr(value), f"a number of at least {least:g}", "Mend it.")
+            limit = f"a number of at least {least:g}"
+            self.problem(f"KLING_RELAY_{name.upper()}", repr(value), limit, f"Use {least:g} or more.")
             return default
         return found
 
     def choice(self, name: str, choices: tuple[str, ...], default: str, *, vendor: str | None = None) -> str:
-        """Return one of `choices`."""
+        """Return one of `choices`; add a problem and return `default` for any other value."""
         value = self.text(name, vendor=vendor)
         if value is None:
             return default
@@ -129,44 +131,44 @@ class Reader:
         return value
 
     def secret(self, field: str, value: str) -> str | None:
-        """Follow `env:NAME` and `file:PATH`; anything else is the value itself."""
+        """Resolve the references `env:NAME` and `file:PATH`; return any other value unchanged."""
         kind, _, rest = value.partition(":")
         if kind == "env":
             if not self.environ.get(rest):
-                self.problem(field, value, "a variable that is set", f"Set {rest} in the environment.")
+                self.problem(field, value, "an environment variable that is set", f"Set {rest} in the environment.")
             return self.environ.get(rest)
         if kind == "file" and not rest.startswith("//"):
             try:
                 return Path(rest).read_text().strip()
             except OSError as error:
-                self.problem(field, value, "a file that can be read", str(error))
+                self.problem(field, value, "a readable file", f"Correct the path or its permissions: {error}.")
                 return None
         return value
 
     def vendor_table(self, vendor: str) -> Mapping[str, Any]:
-        """Return `[vendor.<vendor>]`."""
+        """Return the table `[vendor.<vendor>]`; empty if there is none."""
         vendors = self.table.get("vendor", {})
         table = vendors.get(vendor, {}) if isinstance(vendors, dict) else {}
         return table if isinstance(table, dict) else {}
 
     def check_names(self, table: Mapping[str, Any], known: tuple[str, ...], where: str) -> None:
-        """Note every name that means nothing."""
+        """Add a problem for each unknown name in `table`."""
         for name in table:
             if name not in known:
                 import difflib
 
                 near = difflib.get_close_matches(name, known, 1)
-                remedy = f"Did you mean {near[0]!r}?" if near else f"Known are {', '.join(known)}."
+                remedy = f"Did you mean {near[0]!r}?" if near else f"Known names: {', '.join(known)}."
                 self.problem(f"{where}.{name}", "unknown", "a known name", remedy)
 
     def finish(self) -> None:
-        """Raise InvalidSettings when anything was wrong."""
+        """Raise InvalidSettings if there are problems."""
         if self.problems:
             raise InvalidSettings(self.problems)
 
 
 def open_reader(environ: Mapping[str, str] | None = None) -> Reader:
-    """Read the environment and the file that it names (default: relay.toml, where there is one)."""
+    """Read the environment and the file in KLING_RELAY_CONFIG (default: relay.toml, if it exists)."""
     environ = os.environ if environ is None else environ
     named = environ.get("KLING_RELAY_CONFIG")
     path = Path(named or CONFIG_FILE)
@@ -178,13 +180,13 @@ def open_reader(environ: Mapping[str, str] | None = None) -> Reader:
         table = tomllib.loads(path.read_text())
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InvalidSettings(
-            [Problem("KLING_RELAY_CONFIG", str(path), "a TOML file", f"It cannot be read: {error}")]
+            [Problem("KLING_RELAY_CONFIG", str(path), "a readable TOML file", f"Correct the file: {error}.")]
         ) from error
     return Reader(environ, table)
 
 
 def read_settings(reader: Reader) -> Settings:
-    """Read what both halves need; problems stay in `reader` until `reader.finish()`."""
+    """Read the settings that submitter and receiver share; `reader.finish()` raises their problems."""
     reader.check_names(reader.table, (*COMMON, *RECEIVER, "vendor", "hook"), CONFIG_FILE)
     ring = None
     keys = reader.text("keys")
@@ -205,7 +207,7 @@ def read_settings(reader: Reader) -> Settings:
 
 
 def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
-    """Read the settings of the submitter; raise InvalidSettings with every problem."""
+    """Load the settings of the submitter; raise InvalidSettings with every problem."""
     reader = open_reader(environ)
     settings = read_settings(reader)
     reader.finish()
@@ -218,7 +220,7 @@ def _public_url(reader: Reader) -> str | None:
         return None
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-        reader.problem("KLING_RELAY_PUBLIC_URL", repr(url), "https://host[/path]", "Give the receiver's public URL.")
+        reader.problem("KLING_RELAY_PUBLIC_URL", repr(url), "https://host[/path]", "Set the receiver's public URL.")
     return url.rstrip("/")
 
 
@@ -256,7 +258,7 @@ def _vendors(reader: Reader) -> dict[str, VendorSettings]:
 
 
 class _Common(msgspec.Struct, frozen=True):
-    """What a vendor's own table may override."""
+    """The top-level settings that a vendor's table may override."""
 
     poll_after_s: float | None
     abandon_after_s: float | None
@@ -264,24 +266,26 @@ class _Common(msgspec.Struct, frozen=True):
 
 
 def _vendor(reader: Reader, vendor: Vendor, common: _Common, callbacks: CallbackSetting) -> VendorSettings:
-    name, usual = vendor.name, vendor.patience
+    name, default = vendor.name, vendor.poll_policy
     after_s = reader.number("poll_after_s", common.poll_after_s, vendor=name, least=0.01)
     parallel = reader.number("parallel", common.parallel, vendor=name, least=1)
-    silence, asking = usual.silence, usual.asking
+    while_expected, while_unexpected = default.while_expected, default.while_unexpected
     if after_s is not None:
-        silence = Backoff(after_s, silence.factor, max(silence.max_s, after_s))
-        asking = Backoff(min(asking.first_s, after_s), asking.factor, asking.max_s)
+        while_expected = Backoff(after_s, while_expected.factor, max(while_expected.max_s, after_s))
+        while_unexpected = Backoff(
+            min(while_unexpected.first_s, after_s), while_unexpected.factor, while_unexpected.max_s
+        )
     return VendorSettings(
         vendor=vendor,
         parallel=None if parallel is None else int(parallel),
-        patience=Patience(silence, asking, common.abandon_after_s or usual.abandon_after_s),
+        poll_policy=PollPolicy(while_expected, while_unexpected, common.abandon_after_s or default.abandon_after_s),
         callbacks=callbacks,
     )
 
 
 def _callbacks(reader: Reader, name: str, vendor: Vendor) -> CallbackSetting:
-    usual = vendor.callbacks if vendor.callbacks == "auto" else str(vendor.callbacks).lower()
-    chosen = reader.choice("callbacks", ("true", "false", "auto"), usual, vendor=name)
+    default = vendor.callbacks if vendor.callbacks == "auto" else str(vendor.callbacks).lower()
+    chosen = reader.choice("callbacks", ("true", "false", "auto"), default, vendor=name)
     if chosen != "false" and vendor.callbacks is False:
-        reader.problem(f"vendor.{name}.callbacks", chosen, f"{name} calls nobody back", "Leave it out.")
+        reader.problem(f"vendor.{name}.callbacks", chosen, f"{name} sends no callbacks", "Remove this setting.")
     return "auto" if chosen == "auto" else chosen == "true"

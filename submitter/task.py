@@ -1,30 +1,24 @@
-"""A task, and the only law by which it changes.
+"""A task as the ledger stores it: its status, its results, its cost, who may send it, when it is polled.
 
-The law: a task's rank never falls; nothing leaves `succeed` or `failed`; a report that says
-nothing new changes nothing; `abandoned` is left only for a terminal report of the vendor.
+    rank 0  created             reserved in the ledger; the vendor does not have it yet
+    rank 1  submission_unknown  no answer to create: a task may exist and be billed
+    rank 2  submitted           accepted by the vendor
+    rank 3  processing          being rendered by the vendor
+    rank 4  abandoned           no final report before the deadline
+    rank 5  succeed | failed    the vendor's final report
 
-    rank 0  created             reserved here; not yet known to the vendor
-    rank 1  submission_unknown  sent, never answered: nobody knows whether it is billed
-    rank 2  submitted           the vendor has it
-    rank 3  processing          the vendor works on it
-    rank 4  abandoned           we stopped waiting
-    rank 5  succeed | failed    the vendor's last word
-
-Pure: time is passed in, in Unix milliseconds.
+`submitter.transition` decides how it changes. Pure. Times are Unix milliseconds.
 """
 
-from collections.abc import Callable
 from enum import StrEnum
-from typing import Literal
 
 import msgspec
-from msgspec.structs import replace
 
-from submitter.schedule import Patience, spread
+from submitter.schedule import PollPolicy
 
 
 class TaskStatus(StrEnum):
-    """Kling's words (API v1), and two of ours: submission_unknown and abandoned."""
+    """Kling's statuses (API v1), and two of kling-relay: submission_unknown and abandoned."""
 
     CREATED = "created"
     SUBMISSION_UNKNOWN = "submission_unknown"
@@ -46,36 +40,36 @@ RANK: dict[TaskStatus, int] = {
 }
 
 NOT_ANSWERED = frozenset({TaskStatus.CREATED, TaskStatus.SUBMISSION_UNKNOWN})
-"""Where the vendor has not said that it has the task."""
+"""The statuses in which the vendor has not confirmed that it has the task."""
 
 TERMINAL = frozenset({TaskStatus.SUCCEED, TaskStatus.FAILED})
 SETTLED = TERMINAL | {TaskStatus.ABANDONED}
-"""Where a waiting user is answered: the vendor's last word, or ours."""
+"""The statuses that end a wait: the vendor's final report, or the deadline."""
 
 
-class Copied(msgspec.Struct, frozen=True):
-    """A copy of a result: where it is, and the SHA-256 of its bytes (hexadecimal)."""
+class ArchivedCopy(msgspec.Struct, frozen=True):
+    """A copy of a result: its URL, and the SHA-256 of its bytes (hexadecimal)."""
 
     url: str
     sha256: str
 
 
 class Video(msgspec.Struct, frozen=True):
-    """One result. `duration` in seconds; `expires_at_ms` is when its URL dies, by the vendor's rule.
+    """One result. `duration` is in seconds; `expires_at_ms` is when its URLs expire, by the vendor's rule.
 
-    `archived` and `archived_watermark` are our copies of what the two URLs lead to, once they are made.
+    `archived` and `archived_watermark` are the archived copies of `url` and `watermark_url`, if any.
     """
 
     url: str
     watermark_url: str | None = None
     duration: float | None = None
     expires_at_ms: int | None = None
-    archived: "Copied | None" = None
-    archived_watermark: "Copied | None" = None
+    archived: "ArchivedCopy | None" = None
+    archived_watermark: "ArchivedCopy | None" = None
 
 
 class Charge(msgspec.Struct, frozen=True):
-    """What the vendor took: `unit` (of a resource pack), `cash` or `credit`. Amounts are decimal strings."""
+    """One charge: `kind` is `unit` (of a resource pack), `cash` or `credit`; amounts are decimal strings."""
 
     kind: str
     amount: str
@@ -83,22 +77,36 @@ class Charge(msgspec.Struct, frozen=True):
     list_price: str | None = None
 
 
-class Tried(msgspec.Struct, frozen=True, array_like=True):
-    """A vendor that surely made no task of a request, and why the request went to another."""
+class RefusedBy(msgspec.Struct, frozen=True, array_like=True):
+    """A vendor that definitely refused a task's request, and why the request failed over to another."""
 
     vendor: str
     reason: str
 
 
-class Task(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One task as the ledger keeps it.
+# Fields with another name in stored documents, so that ledgers written by earlier versions stay readable.
+_STORED_AS = {
+    "poll_policy": "patience",
+    "expects_callback": "is_told",
+    "heard_from_vendor": "was_told",
+    "lease_owner": "sender",
+    "lease_until_ms": "sending_until_ms",
+    "may_have_been_sent": "begun",
+    "unconfirmed": "doubted",
+    "refused_by": "tried",
+}
 
-    `request` is what was asked for (inline media as a digest); `tried` are the vendors that
-    refused it before `vendor`. `is_told` says whether the vendor was asked to report by itself
-    (a callback, an event stream), `was_told` whether it did. `sender` holds the right to send the
-    create request until `sending_until_ms`; `begun` says that one may have left, and is not
-    surely refused. `poll_at_ms` is when the vendor is asked next; None is never. `doubted` is set
-    by a report that is not believed before a poll confirms it.
+
+class Task(msgspec.Struct, frozen=True, omit_defaults=True, rename=_STORED_AS):
+    """One task as the ledger stores it.
+
+    `request` is the submitted request (inline media as a digest). `refused_by` lists the vendors
+    that refused it before `vendor`. `expects_callback`: the vendor is expected to report by a
+    callback or an event stream; `heard_from_vendor`: it has done so. `lease_owner` may send the
+    create request until `lease_until_ms`; `may_have_been_sent`: a create may have left and was not
+    definitely refused. `refused`: the create was definitely refused, and the next submission starts again.
+    `unconfirmed`: a poll must confirm a report first. `polls` counts the polls without news;
+    `poll_at_ms` is the time of the next poll, None for never.
     """
 
     external_task_id: str
@@ -106,7 +114,7 @@ class Task(msgspec.Struct, frozen=True, omit_defaults=True):
     status: TaskStatus
     created_at_ms: int
     updated_at_ms: int
-    patience: Patience
+    poll_policy: PollPolicy
     request: dict[str, str] = {}
     metadata: dict[str, str] = {}
     task_id: str | None = None
@@ -114,326 +122,33 @@ class Task(msgspec.Struct, frozen=True, omit_defaults=True):
     videos: tuple[Video, ...] = ()
     cost: tuple[Charge, ...] = ()
     sequence: int = 0
-    tried: tuple[Tried, ...] = ()
-    is_told: bool = True
-    was_told: bool = False
-    sender: str | None = None
-    sending_until_ms: int = 0
-    begun: bool = False
+    refused_by: tuple[RefusedBy, ...] = ()
+    expects_callback: bool = True
+    heard_from_vendor: bool = False
+    lease_owner: str | None = None
+    lease_until_ms: int = 0
+    may_have_been_sent: bool = False
     refused: bool = False
-    doubted: bool = False
+    unconfirmed: bool = False
     polls: int = 0
     poll_at_ms: int | None = None
 
     @property
+    def is_open(self) -> bool:
+        """Whether the task occupies a slot at its vendor: it is reserved, not refused and not settled."""
+        return self.status not in SETTLED and not self.refused
+
+    @property
     def abandon_at_ms(self) -> int:
-        """When we stop waiting for this task."""
-        return self.created_at_ms + int(self.patience.abandon_after_s * 1000)
-
-
-Source = Literal["create", "callback", "stream", "poll"]
-
-
-class Report(msgspec.Struct, frozen=True):
-    """What the vendor said of a task: the answer to create, a callback's body, an event of its
-    stream, or a query's answer. `unfinished` is an end that has no result yet: it is asked about again.
-    """
-
-    source: Source
-    status: TaskStatus
-    task_id: str | None = None
-    external_task_id: str | None = None
-    message: str = ""
-    videos: tuple[Video, ...] = ()
-    cost: tuple[Charge, ...] = ()
-    unfinished: bool = False
-
-
-class Sending(msgspec.Struct, frozen=True):
-    """`sender` holds the right to send the create request until `until_ms`, and `begins` to use it now.
-
-    One that `renews` holds it already: a renewal that comes behind the end takes nothing anew.
-    """
-
-    sender: str
-    until_ms: int
-    begins: bool = False
-    renews: bool = False
-
-
-class Refused(msgspec.Struct, frozen=True):
-    """The vendor surely made no task."""
-
-    message: str
-
-
-class Diverted(msgspec.Struct, frozen=True):
-    """The request goes to `vendor`: the one before surely refused, for `reason` (None: it begins anew)."""
-
-    vendor: str
-    patience: Patience
-    reason: str | None
-
-
-class OutcomeUnknown(msgspec.Struct, frozen=True):
-    """The create request was sent, and what became of it cannot be found out now."""
-
-    message: str
-
-
-class Unheard(msgspec.Struct, frozen=True):
-    """The vendor was asked, and said nothing that can be used."""
-
-    message: str = ""
-
-
-class Doubted(msgspec.Struct, frozen=True):
-    """A report came that must not be believed, or cannot be understood, before the vendor is asked.
-
-    `task_id` is the vendor's, as the report has it: by it the vendor can be asked, even when the
-    answer to create was lost. `by_vendor` is False when it was a person who made the report.
-    """
-
-    task_id: str | None = None
-    by_vendor: bool = True
-
-
-class Archived(msgspec.Struct, frozen=True):
-    """Results were copied: the copies, by the URLs that they were fetched from."""
-
-    copies: dict[str, Copied]
-
-
-Observation = Archived | Report | Sending | Refused | Diverted | OutcomeUnknown | Unheard | Doubted
-
-
-class Transition(msgspec.Struct, frozen=True):
-    """The task as it becomes, and the event to emit (`task.<status>`), if it is one."""
-
-    task: Task
-    event_type: str | None = None
-
-
-TELLING = ("callback", "stream")
-"""The sources by which a vendor speaks without being asked."""
-
-Decide = Callable[[Task], Transition | None]
-
-
-def transition(task: Task, observation: Observation, now_ms: int) -> Transition | None:
-    """Return what `observation` makes of `task` at `now_ms`, or None when it changes nothing."""
-    match observation:
-        case Report():
-            return _reported(task, observation, now_ms)
-        case Archived(copies):
-            return _archived(task, copies, now_ms)
-        case Sending():
-            return _sending(task, observation, now_ms)
-        case Refused(message):
-            if task.status is not TaskStatus.CREATED:
-                return None
-            return Transition(
-                replace(
-                    task,
-                    refused=True,
-                    begun=False,
-                    sender=None,
-                    sending_until_ms=0,
-                    status_message=message,
-                    poll_at_ms=None,
-                    updated_at_ms=now_ms,
-                )
-            )
-        case Diverted(vendor, patience, reason):
-            if task.status is not TaskStatus.CREATED:
-                return None
-            tried = task.tried if reason is None else (*task.tried, Tried(task.vendor, reason))
-            moved = replace(task, vendor=vendor, patience=patience, tried=tried, begun=False, updated_at_ms=now_ms)
-            return Transition(moved)
-        case OutcomeUnknown(message):
-            return _outcome_unknown(task, message, now_ms)
-        case Unheard(message):
-            return _unheard(task, message, now_ms)
-        case Doubted(task_id, by_vendor):
-            if task.status in TERMINAL:
-                return None
-            return Transition(
-                replace(
-                    task,
-                    task_id=task.task_id or task_id,
-                    doubted=True,
-                    was_told=task.was_told or by_vendor,
-                    polls=0,
-                    poll_at_ms=now_ms,
-                )
-            )
+        """The deadline after which the task is abandoned."""
+        return self.created_at_ms + int(self.poll_policy.abandon_after_s * 1000)
 
 
 def may_send(task: Task, now_ms: int) -> bool:
-    """Tell whether nobody holds the right to send this task's create request now."""
-    return task.status in NOT_ANSWERED and (task.sender is None or task.sending_until_ms <= now_ms)
-
-
-def next_poll_ms(task: Task, now_ms: int) -> int:
-    """Return when to ask the vendor about `task`, which was heard of, or asked about, at `now_ms`.
-
-    Between two moments: the silence that is usual while the vendor is expected to tell, or the quicker
-    schedule while none is; longer with each poll that brought nothing; never past the deadline.
-    """
-    patience = task.patience
-    expected = task.is_told and not task.doubted and task.status is not TaskStatus.SUBMISSION_UNKNOWN
-    backoff = patience.silence if expected else patience.asking
-    delay_s = backoff.delay_s(task.polls, spread(task.external_task_id))
-    return min(now_ms + int(delay_s * 1000), max(task.abandon_at_ms, now_ms))
-
-
-def _reported(task: Task, report: Report, now_ms: int) -> Transition | None:
-    abandoned = task.status is TaskStatus.ABANDONED
-    if report.unfinished:
-        return _unfinished(task, report, now_ms)
-    if report.source in TELLING and not task.was_told:
-        task = replace(task, was_told=True)
-    if RANK[report.status] > RANK[task.status]:
-        return _become(
-            task,
-            report.status,
-            now_ms,
-            task_id=task.task_id or report.task_id,
-            message=report.message or (_how_it_got_there(task) if report.status is TaskStatus.SUBMITTED else ""),
-            videos=report.videos,
-            cost=report.cost or task.cost,
-        )
-    if task.status in TERMINAL or abandoned:
-        return None
-    if report.source == "poll":
-        return _unheard(task, "", now_ms)
-    if report.source == "create" and (task.task_id is None or task.sender is not None):
-        # A callback overtook the answer to create: only the submission's own fields are new.
-        return Transition(
-            replace(
-                task,
-                task_id=task.task_id or report.task_id,
-                sender=None,
-                sending_until_ms=0,
-                updated_at_ms=now_ms,
-            )
-        )
-    return None
-
-
-def _archived(task: Task, copies: dict[str, Copied], now_ms: int) -> Transition | None:
-    """Note the copies of results that have none; the end stays what it is, and the event is one of its own."""
-    videos = tuple(
-        replace(
-            video,
-            archived=video.archived or copies.get(video.url),
-            archived_watermark=video.archived_watermark or copies.get(video.watermark_url or ""),
-        )
-        for video in task.videos
-    )
-    if task.status is not TaskStatus.SUCCEED or videos == task.videos:
-        return None
-    noted = replace(task, videos=videos, sequence=task.sequence + 1, updated_at_ms=now_ms)
-    return Transition(noted, "task.archived")
-
-
-def _unfinished(task: Task, report: Report, now_ms: int) -> Transition | None:
-    if task.status in SETTLED:
-        return None
-    if report.source in TELLING:
-        return transition(task, Doubted(report.task_id), now_ms)
-    return _unheard(replace(task, doubted=True), "", now_ms)
-
-
-def _how_it_got_there(task: Task) -> str:
-    """Say why a task is at this vendor, when others were tried before."""
-    if not task.tried:
-        return ""
-    return f"sent to {task.vendor}, since it was refused by {refusals_of(task)}"
+    """Return whether the lease to send this task's create request can be taken at `now_ms`."""
+    return task.status in NOT_ANSWERED and (task.lease_owner is None or task.lease_until_ms <= now_ms)
 
 
 def refusals_of(task: Task) -> str:
-    """Say which vendors refused a task, and why."""
-    return "; ".join(f"{tried.vendor}: {tried.reason}" for tried in task.tried)
-
-
-def _outcome_unknown(task: Task, message: str, now_ms: int) -> Transition | None:
-    if task.status not in NOT_ANSWERED:
-        return None
-    released = replace(task, sender=None, sending_until_ms=0)
-    if task.status is TaskStatus.SUBMISSION_UNKNOWN:
-        return Transition(released)
-    unknown = _become(released, TaskStatus.SUBMISSION_UNKNOWN, now_ms, message=message)
-    return replace(unknown, task=replace(unknown.task, poll_at_ms=_sooner(task, unknown.task.poll_at_ms)))
-
-
-def _sending(task: Task, sending: Sending, now_ms: int) -> Transition | None:
-    sender, until_ms = sending.sender, sending.until_ms
-    if task.sender != sender and (sending.renews or not may_send(task, now_ms)):
-        return None
-    if task.status not in NOT_ANSWERED:
-        return None
-    if task.refused:  # it begins anew: the days since the refusal do not count against its deadline
-        task = replace(task, created_at_ms=now_ms, tried=())
-    grown_old_ms = min(until_ms + int(task.patience.asking.max_s * 1000), max(task.abandon_at_ms, until_ms))
-    return Transition(
-        replace(
-            task,
-            sender=sender,
-            sending_until_ms=until_ms,
-            begun=task.begun or sending.begins,
-            refused=False,
-            poll_at_ms=_sooner(task, grown_old_ms),
-            updated_at_ms=now_ms,
-        )
-    )
-
-
-def _sooner(task: Task, poll_at_ms: int | None) -> int | None:
-    """Return when to ask about a task that is doubted: what the vendor told is not put off by what we do."""
-    if not task.doubted or task.poll_at_ms is None or poll_at_ms is None:
-        return poll_at_ms
-    return min(task.poll_at_ms, poll_at_ms)
-
-
-def _unheard(task: Task, message: str, now_ms: int) -> Transition | None:
-    if task.status in SETTLED:
-        return None
-    if now_ms >= task.abandon_at_ms:
-        reason = task.status_message or message or "the vendor never reported an end"
-        return _become(task, TaskStatus.ABANDONED, now_ms, message=reason)
-    if task.status is TaskStatus.CREATED and may_send(task, now_ms):
-        unknown = message or "its submitter ended before an answer came, and the vendor does not know it (yet)"
-        if not task.begun:
-            unknown = "its submitter ended before it was sent: submit it again under the same id"
-        return _become(task, TaskStatus.SUBMISSION_UNKNOWN, now_ms, message=unknown)
-    asked = replace(task, polls=task.polls + 1)
-    return Transition(replace(asked, poll_at_ms=next_poll_ms(asked, now_ms)))
-
-
-def _become(
-    task: Task,
-    status: TaskStatus,
-    now_ms: int,
-    *,
-    message: str,
-    task_id: str | None = None,
-    videos: tuple[Video, ...] = (),
-    cost: tuple[Charge, ...] = (),
-) -> Transition:
-    became = replace(
-        task,
-        status=status,
-        status_message=message,
-        task_id=task_id or task.task_id,
-        videos=videos,
-        cost=cost,
-        sequence=task.sequence + 1,
-        sender=None,
-        sending_until_ms=0,
-        refused=False,
-        polls=0,
-        updated_at_ms=now_ms,
-    )
-    poll_at_ms = None if status in SETTLED else next_poll_ms(became, now_ms)
-    return Transition(replace(became, poll_at_ms=poll_at_ms), f"task.{status.value}")
+    """Return the vendors that refused a task and their reasons, as text."""
+    return "; ".join(f"{refused_by.vendor}: {refused_by.reason}" for refused_by in task.refused_by)

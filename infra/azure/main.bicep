@@ -1,23 +1,23 @@
-// Azure Container Apps with PostgreSQL. No Bicep compiler has checked this file: `az bicep build` does.
+// Azure Container Apps with PostgreSQL. This file was never compiled: run `az bicep build` first.
 //   az deployment group create --resource-group kling-relay --template-file infra/azure/main.bicep --parameters ...
 
-@description('Where everything is.')
+@description('Region of all resources.')
 param location string = resourceGroup().location
-@description('The image, in a registry that the identity may pull from.')
+@description('Container image, in a registry that the identity may pull from.')
 param image string
-@description('The login server of that registry.')
+@description('Login server of that registry.')
 param registry string
-@description('The keys of the callback URLs: kling-relay keys new.')
+@description('Keys that sign callback URLs. Generate them with: kling-relay keys new')
 @secure()
 param relayKeys string
 @secure()
 param klingApiKey string
-@description('16 characters or more: who sends task.requested to /events.')
+@description('Token for senders of task.requested to /events, 16 characters or more.')
 @secure()
 param eventsToken string
 @secure()
 param postgresPassword string
-@description('relay.toml, with the hooks.')
+@description('Content of relay.toml, with the hooks.')
 @secure()
 param relayToml string = ''
 
@@ -49,7 +49,7 @@ resource server 'Microsoft.DBforPostgreSQL/flexibleServers@2024-08-01' = {
 
   resource database 'databases' = { name: 'relay' }
 
-  // Azure's own services may connect: the container apps' addresses are not fixed without a network of one's own.
+  // Azure services may connect: without a virtual network, container apps have no fixed addresses.
   resource azure 'firewallRules' = {
     name: 'azure'
     properties: { startIpAddress: '0.0.0.0', endIpAddress: '0.0.0.0' }
@@ -123,7 +123,7 @@ resource app 'Microsoft.App/containerApps@2024-03-01' = {
   }
 }
 
-// The tick, as jobs of the same image: what is due is delivered, what is silent is asked about.
+// The tick, as scheduled jobs of the same image: they deliver due events and poll overdue tasks.
 resource tick 'Microsoft.App/jobs@2024-03-01' = [for step in [ 'deliver', 'poll' ]: {
   name: '${name}-${step}'
   location: location

@@ -1,8 +1,13 @@
-"""Where events go. A destination is picked by the scheme of a hook's URL, and imported when a hook uses it.
+"""Event destinations: a registry from URL scheme to implementation, open to plugins.
 
-Other packages add theirs by an entry point, in their pyproject.toml:
-`[project.entry-points."kling_relay.destinations"]` and below it `acme = "acme_bus:KIND"`, where
-`acme` is the scheme and KIND a `Kind`.
+The scheme of a hook's URL selects its destination. The module is imported when the first hook uses it.
+
+Another package adds a destination with an entry point in its pyproject.toml:
+
+    [project.entry-points."kling_relay.destinations"]
+    acme = "acme_bus:KIND"
+
+`acme` is the scheme, and `KIND` is a `Kind`.
 """
 
 from collections.abc import Mapping
@@ -12,22 +17,25 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from receiver.destinations.base import Destination, wrong
+from receiver.destinations.base import Destination, invalid_hook
+from submitter.entry_points import entry_points_of
 from submitter.errors import InvalidSettings, Problem
-from submitter.plugins import entry_points_of
+from submitter.extras import install_command
 
 if TYPE_CHECKING:
-    from receiver.hooks import Hook
+    from receiver.hook import Hook
 
 GROUP = "kling_relay.destinations"
 
 
 class Kind(msgspec.Struct, frozen=True):
-    """One kind of destination: the module whose `open(hook, allow_hosts)` opens it.
+    """One kind of destination. `open(hook, allow_hosts)` in `module` returns a `Destination`.
 
-    `extra` is what `pip install 'kling-relay[...]'` brings for it. `ordered`: a task's events go
-    one after the other. `signs`: a hook's `secret` is used. `has_host`: its URL names one.
-    `concurrency` is a hook's default: how many events may be under way at once.
+    extra        the extra of `kling-relay[...]` that installs its client library
+    ordered      deliver a task's events one after the other
+    signs        it signs with the hook's `secret`
+    has_host     its URL must name a host
+    concurrency  default number of a hook's concurrent deliveries
     """
 
     module: str
@@ -65,20 +73,20 @@ BUILT_IN: dict[str, Kind] = {
 
 @cache
 def kinds() -> Mapping[str, Kind]:
-    """Return every kind of destination by its scheme; raise InvalidSettings for one that cannot be used."""
+    """Return every kind of destination by its scheme; raise InvalidSettings for an invalid entry point."""
     found = dict(BUILT_IN)
     problems = []
     for entry in entry_points_of(GROUP):
         try:
             kind = entry.load()
-        except Exception as error:  # noqa: BLE001 - another package may do anything when it is imported
-            reason = f"it cannot be imported: {error}"
+        except Exception as error:  # noqa: BLE001 - importing another package can raise anything
+            reason = f"cannot be imported: {error}"
         else:
-            reason = "" if isinstance(kind, Kind) else f"it is a {type(kind).__name__}, and not a Kind"
+            reason = "" if isinstance(kind, Kind) else f"is of type {type(kind).__name__}, not Kind"
             if entry.name in found:
-                reason = "its scheme must be of its own"
+                reason = "another destination already uses this scheme"
         if reason:
-            remedy = "Mend or remove the package that adds it."
+            remedy = "Fix or uninstall the package that adds it."
             problems.append(Problem(f"entry point {GROUP}", f"{entry.name} = {entry.value}", reason, remedy))
         else:
             found[entry.name] = kind
@@ -88,13 +96,13 @@ def kinds() -> Mapping[str, Kind]:
 
 
 def open_destination(hook: "Hook", allow_hosts: frozenset[str]) -> Destination:
-    """Open what a hook's URL leads to; connect when it is first used. Raise InvalidSettings for a wrong URL."""
+    """Return the destination of a hook, which connects on first use; raise InvalidSettings for an invalid URL."""
     kind = kinds()[hook.url.partition(":")[0]]
     try:
         destination: Destination = import_module(kind.module).open(hook, allow_hosts)
     except ImportError as error:
         if kind.extra is None:
             raise
-        remedy = f"Install it: pip install 'kling-relay[{kind.extra}]'."
-        raise wrong(hook, "url", hook.scheme, f"needs the extra `{kind.extra}` ({error})", remedy) from error
+        remedy = f"Install it: {install_command(kind.extra)}."
+        raise invalid_hook(hook, "url", hook.scheme, f"needs the extra `{kind.extra}` ({error})", remedy) from error
     return destination

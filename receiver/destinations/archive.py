@@ -1,11 +1,14 @@
-"""Copies results before their URLs die: `archive:s3://bucket/prefix`, `gs://`, `az://`, or `archive:/a/directory`.
+"""Archives result videos in an object store or a directory, before their URLs expire.
 
-Of a `task.succeed` each video is fetched, stored as `<external_task_id>/<number>.mp4` (and
-`<number>-watermark.mp4`), and noted in the task with its SHA-256, which is the event
-`task.archived`. Other events are acknowledged and do nothing. A copy that is made twice is the
-same; one that cannot be made is tried by the hook's schedule, and a dead letter in the end.
+URL: `archive:s3://bucket/prefix`, `archive:gs://...`, `archive:az://...` or `archive:/a/directory`.
 
-Object stores go through obstore; on AWS Lambda, where it is left out of the package, through boto3.
+On `task.succeed` each video is downloaded and stored as `<external_task_id>/<number>.mp4` (and
+`<number>-watermark.mp4`). Its location and SHA-256 are recorded in the task, which emits `task.archived`.
+Other events are acknowledged and ignored.
+Delivered: all copies are stored and recorded. A repeated copy overwrites the same key. A failed copy is retried by
+the hook's schedule, and becomes a dead letter at its end.
+
+Object stores are written with obstore. The package for AWS Lambda does not contain it; S3 is then written with boto3.
 """
 
 import asyncio
@@ -18,44 +21,46 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from receiver.destinations.base import Outcome, failed, wrong
-from receiver.hooks import TEST, Hook
+from receiver.destinations.base import invalid_hook
+from receiver.destinations.outcome import Outcome, failed_outcome
+from receiver.hook import TEST, Hook
 from submitter.clock import Clock
 from submitter.event import Event
-from submitter.ledger.base import Ledger
-from submitter.media import CannotFetch, download
-from submitter.media_store import directory_of
-from submitter.task import Archived, Copied, TaskStatus, transition
+from submitter.ledger.base import Tasks
+from submitter.media.download import CannotFetch, download
+from submitter.media.store import directory_of
+from submitter.task import ArchivedCopy, TaskStatus
+from submitter.transition import Archived, transition
 
-Put = Callable[[Path, str], Awaitable[str]]
-"""Stores a file under a key, and returns where it is."""
+StoreFile = Callable[[Path, str], Awaitable[str]]
+"""Stores a file under a key; returns its URL."""
 
-KIND = "video/mp4"
-PROBE = "kling-relay-probe.txt"
+VIDEO_TYPE = "video/mp4"
+PROBE_KEY = "kling-relay-probe.txt"
 
 
 class Archive:
-    """One place for results."""
+    """One object store prefix or directory."""
 
-    def __init__(self, put: Put, allow_hosts: frozenset[str]) -> None:
+    def __init__(self, put: StoreFile, allow_hosts: frozenset[str]) -> None:
         self._put = put
         self._allow_hosts = allow_hosts
-        self._ledger: Ledger | None = None
+        self._ledger: Tasks | None = None
         self._clock = Clock()
 
-    def use(self, ledger: Ledger, clock: Clock) -> None:
-        """Take the ledger where copies are noted."""
+    def use(self, ledger: Tasks, clock: Clock) -> None:
+        """Set the ledger in which copies are recorded."""
         self._ledger, self._clock = ledger, clock
 
     async def send(self, event: Event, now_s: float) -> Outcome:
         if event.type == TEST:
             reason = await self.reach()
-            return Outcome(reason is None, reason or f"{PROBE} is written there")
+            return Outcome(reason is None, reason or f"wrote {PROBE_KEY}")
         if event.type != f"task.{TaskStatus.SUCCEED.value}" or self._ledger is None:
             return Outcome(True, "nothing to archive")
         try:
             task = await self._ledger.get(event.external_task_id)
-            copies: dict[str, Copied] = {}
+            copies: dict[str, ArchivedCopy] = {}
             for number, video in enumerate(task.videos):
                 copies[video.url] = await self._copy(video.url, f"{task.external_task_id}/{number}.mp4")
                 if video.watermark_url is not None:
@@ -67,53 +72,52 @@ class Archive:
             )
         except CannotFetch as error:
             return Outcome(False, str(error)[:500])
-        except Exception as error:  # noqa: BLE001 - each store's library has errors of its own
-            return failed(error)
+        except Exception as error:  # noqa: BLE001 - each store's library raises its own errors
+            return failed_outcome(error)
         return Outcome(True, f"{len(copies)} files archived")
 
-    async def _copy(self, url: str, key: str) -> Copied:
+    async def _copy(self, url: str, key: str) -> ArchivedCopy:
         with tempfile.TemporaryDirectory(prefix="kling-relay-") as folder:
             path = Path(folder) / "result"
             await download(url, path, self._allow_hosts)
             digest = await asyncio.to_thread(_digest, path)
-            return Copied(await self._put(path, key), digest)
+            return ArchivedCopy(await self._put(path, key), digest)
 
     async def reach(self) -> str | None:
         with tempfile.TemporaryDirectory(prefix="kling-relay-") as folder:
             path = Path(folder) / "probe"
             path.write_bytes(b"kling-relay can write here\n")
             try:
-                await self._put(path, PROBE)
+                await self._put(path, PROBE_KEY)
             except Exception as error:  # noqa: BLE001 - as above
-                return failed(error).answer
+                return failed_outcome(error).answer
         return None
 
     async def close(self) -> None:
-        """Nothing is kept open."""
+        """Do nothing: no connection is kept open."""
 
 
 def open(hook: Hook, allow_hosts: frozenset[str]) -> Archive:
-    """Open the place that a hook's URL names behind `archive:`."""
+    """Return the destination of a hook; raise InvalidSettings for an invalid URL."""
     url = hook.url.removeprefix("archive:")
     directory = directory_of(url)
     if directory is not None:
         if not Path(directory).is_absolute():
-            raise wrong(hook, "url", repr(hook.url), "archive:/an/absolute/directory", "Give the whole path.")
-        return Archive(_into_directory(Path(directory)), allow_hosts)
+            raise invalid_hook(hook, "url", repr(hook.url), "archive:/an/absolute/directory", "Use an absolute path.")
+        return Archive(_store_in_directory(Path(directory)), allow_hosts)
     try:
-        return Archive(_into_store(url), allow_hosts)
+        return Archive(_store_with_obstore(url), allow_hosts)
     except ImportError:
         if not url.startswith("s3://"):
             raise
-        return Archive(_into_s3(url), allow_hosts)
+        return Archive(_store_with_boto3(url), allow_hosts)
     except Exception as error:
-        said = str(error).partition("\n")[0]
-        raise wrong(
-            hook, "url", repr(hook.url), said, "Use archive:s3://bucket/prefix, gs://... or az://..."
-        ) from error
+        reason = str(error).partition("\n")[0]
+        remedy = "Use archive:s3://bucket/prefix, gs://... or az://..."
+        raise invalid_hook(hook, "url", repr(hook.url), reason, remedy) from error
 
 
-def _into_directory(directory: Path) -> Put:
+def _store_in_directory(directory: Path) -> StoreFile:
     def copy(path: Path, key: str) -> str:
         target = directory / key
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -125,29 +129,29 @@ def _into_directory(directory: Path) -> Put:
     return lambda path, key: asyncio.to_thread(copy, path, key)
 
 
-def _into_store(url: str) -> Put:
+def _store_with_obstore(url: str) -> StoreFile:
     import obstore
     from obstore.store import from_url
 
     store: Any = from_url(url)
 
     async def put(path: Path, key: str) -> str:
-        await obstore.put_async(store, key, path, attributes={"Content-Type": KIND})
+        await obstore.put_async(store, key, path, attributes={"Content-Type": VIDEO_TYPE})
         return f"{url.rstrip('/')}/{key}"
 
     return put
 
 
-def _into_s3(url: str) -> Put:
+def _store_with_boto3(url: str) -> StoreFile:
     import boto3
 
     parts = urlsplit(url)
     client, prefix = boto3.client("s3"), parts.path.strip("/")
 
     def put(path: Path, key: str) -> str:
-        whole = f"{prefix}/{key}" if prefix else key
-        client.upload_file(str(path), parts.netloc, whole, ExtraArgs={"ContentType": KIND})
-        return f"s3://{parts.netloc}/{whole}"
+        full_key = f"{prefix}/{key}" if prefix else key
+        client.upload_file(str(path), parts.netloc, full_key, ExtraArgs={"ContentType": VIDEO_TYPE})
+        return f"s3://{parts.netloc}/{full_key}"
 
     return lambda path, key: asyncio.to_thread(put, path, key)
 

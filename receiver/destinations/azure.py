@@ -1,6 +1,6 @@
-"""What the Azure destinations share: the URL, and a token of Entra ID where it holds no key.
+"""Shared by the Azure destinations: URL parsing, and Microsoft Entra ID tokens when the URL has no key.
 
-`?endpoint=https://...` goes to another address than the host's own: a private endpoint, an emulator.
+`?endpoint=https://...` replaces the address derived from the host, for a private endpoint or an emulator.
 """
 
 import asyncio
@@ -9,12 +9,12 @@ from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
 import msgspec
 
-from receiver.destinations.base import wrong
-from receiver.hooks import Hook
+from receiver.destinations.base import invalid_hook
+from receiver.hook import Hook
 
 
 class Entra:
-    """Tokens for one service, as the machine's identity gives them (azure-identity keeps and renews them)."""
+    """Microsoft Entra ID access tokens of the machine's identity; azure-identity caches and renews them."""
 
     def __init__(self, scope: str) -> None:
         from azure.core.exceptions import ClientAuthenticationError
@@ -25,11 +25,11 @@ class Entra:
         self._credential: Any = DefaultAzureCredential()
 
     async def token(self) -> str:
-        """Return a token; raise PermissionError when there is none to be had."""
+        """Return a token; raise PermissionError if the identity gets none."""
         try:
             return str((await asyncio.to_thread(self._credential.get_token, self._scope)).token)
         except self.refused as error:
-            raise PermissionError(f"no token of Entra ID: {str(error).partition(chr(10))[0]}") from error
+            raise PermissionError(f"no Microsoft Entra ID token: {str(error).partition(chr(10))[0]}") from error
 
     async def close(self) -> None:
         """Close its connections."""
@@ -37,7 +37,7 @@ class Entra:
 
 
 class Address(msgspec.Struct, frozen=True):
-    """Where a hook's URL leads: its parts, the service's host, the address that is called, and the key."""
+    """A parsed hook URL: its parts, the service's host, the endpoint that is called, and the key."""
 
     parts: SplitResult
     host: str
@@ -45,12 +45,13 @@ class Address(msgspec.Struct, frozen=True):
     key: str | None
 
 
-def read_url(hook: Hook, shape: str, domain: str = "") -> Address:
-    """Read a hook's URL; a host without a dot is one of `domain`."""
-    parts, asked = urlsplit(hook.url), parse_qs(hook.url.partition("?")[2])
+def read_url(hook: Hook, url_format: str, domain: str = "") -> Address:
+    """Parse a hook's URL; append `domain` to a host without a dot. Raise InvalidSettings for an invalid option."""
+    parts, options = urlsplit(hook.url), parse_qs(hook.url.partition("?")[2])
     host = parts.hostname or ""
     host = host if "." in host else host + domain
-    endpoint = asked.get("endpoint", [f"https://{host}"])[0].rstrip("/")
-    if set(asked) - {"endpoint"} or urlsplit(endpoint).scheme not in ("https", "http"):
-        raise wrong(hook, "url", f"?{parts.query}", f"{shape}?endpoint=https://...", "Mend it, or leave it out.")
+    endpoint = options.get("endpoint", [f"https://{host}"])[0].rstrip("/")
+    if set(options) - {"endpoint"} or urlsplit(endpoint).scheme not in ("https", "http"):
+        limit, remedy = f"{url_format}?endpoint=https://...", "Use no option but `endpoint`, with an HTTP(S) URL."
+        raise invalid_hook(hook, "url", f"?{parts.query}", limit, remedy)
     return Address(parts, host, endpoint, unquote(parts.password) if parts.password else None)

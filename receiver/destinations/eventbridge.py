@@ -1,7 +1,11 @@
-"""Puts events on an EventBridge bus: `eventbridge://bus?region=eu-west-1`.
+"""Puts events on an Amazon EventBridge bus (PutEvents): `eventbridge://bus?region=eu-west-1`.
 
-`Source` is the CloudEvent's source, `DetailType` its type, and `Detail` the whole CloudEvent, or
-in binary mode its data alone. EventBridge keeps no order.
+Event: `Source` is the CloudEvent's source and `DetailType` its type. `Detail` is the whole CloudEvent; in binary
+mode it is the data alone. `TraceHeader` is the trace context in X-Ray's format.
+Delivered: the response has an `EventId` for the entry. Concurrent events share a request.
+Order is not kept.
+Limits: 256 KiB per event and per request, 10 events per request.
+Source: https://docs.aws.amazon.com/eventbridge/latest/APIReference/API_PutEvents.html.
 """
 
 from collections.abc import Sequence
@@ -10,19 +14,19 @@ from typing import Any
 
 import msgspec
 
-from receiver.cloudevents import encode, traceparent, with_trace
-from receiver.destinations.aws import AwsDestination, name_of, open_aws, read_refusal
-from receiver.destinations.base import Outcome
-from receiver.destinations.batches import Limits
-from receiver.hooks import Hook
+from receiver.destinations.aws import AwsDestination, open_aws, read_refusal, resource_name
+from receiver.destinations.batches import BatchLimits
+from receiver.destinations.cloudevents import encode, traceparent, with_trace
+from receiver.destinations.outcome import Outcome
+from receiver.hook import Hook
 from submitter.event import Event
 
-LIMITS = Limits(event_bytes=256 * 1024, events=10, request_bytes=256 * 1024)
+LIMITS = BatchLimits(event_bytes=256 * 1024, events=10, request_bytes=256 * 1024)
 
 
 def open(hook: Hook, allow_hosts: frozenset[str]) -> AwsDestination:
-    """Open a bus."""
-    bus = name_of(hook)
+    """Return the destination of a hook; raise InvalidSettings for an invalid URL."""
+    bus = resource_name(hook)
 
     def entry_of(event: Event) -> dict[str, Any]:
         return {
@@ -30,26 +34,26 @@ def open(hook: Hook, allow_hosts: frozenset[str]) -> AwsDestination:
             "Source": msgspec.json.decode(event.body)["source"],
             "DetailType": event.type,
             "Detail": (with_trace(event) if hook.mode == "structured" else encode(event, hook.mode).body).decode(),
-            "TraceHeader": _xray(event),
+            "TraceHeader": _xray_header(event),
             "Time": datetime.fromtimestamp(event.time_ms / 1000, UTC),
         }
 
     def put(client: Any, events: Sequence[Event]) -> list[Outcome]:
-        answer = client.put_events(Entries=[entry_of(event) for event in events])
+        response = client.put_events(Entries=[entry_of(event) for event in events])
         return [
             Outcome(True, f"event {entry['EventId']}")
             if "EventId" in entry
             else read_refusal(entry, "ErrorCode", "ErrorMessage")
-            for entry in answer["Entries"]
+            for entry in response["Entries"]
         ]
 
-    def look(client: Any) -> object:
+    def check(client: Any) -> object:
         return client.describe_event_bus(Name=bus)
 
-    return open_aws(hook, "events", shape="eventbridge://bus", put=put, look=look, limits=LIMITS)
+    return open_aws(hook, "events", url_format="eventbridge://bus", put=put, check=check, limits=LIMITS)
 
 
-def _xray(event: Event) -> str:
-    """Return the event's trace context as AWS's tracing writes it."""
+def _xray_header(event: Event) -> str:
+    """Return the event's trace context in the format of AWS X-Ray's trace header."""
     _, trace, span, _ = traceparent(event).split("-")
     return f"Root=1-{trace[:8]}-{trace[8:]};Parent={span};Sampled=1"

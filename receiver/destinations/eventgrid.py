@@ -1,27 +1,35 @@
-"""Publishes events to Azure Event Grid: `eventgrid://:key@topic.westeurope-1.eventgrid.azure.net`.
+"""Publishes events to an Azure Event Grid topic, over its HTTP API.
 
-That is a custom topic with the CloudEvents schema; `.../topics/name` behind a namespace's host is
-a namespace topic. Without a key, Entra ID gives a token (the role EventGrid Data Sender). What is
-sent at once shares a request, which is taken or refused as a whole. Event Grid keeps no order.
+URL: `eventgrid://:key@topic.westeurope-1.eventgrid.azure.net` is a custom topic with the CloudEvents schema; with
+the path `/topics/name` and a namespace's host it is a namespace topic. Without a key, the machine's Microsoft
+Entra ID identity is used; it needs the role `EventGrid Data Sender`.
+
+Event: the whole CloudEvent (structured mode only), in a JSON batch.
+Delivered: any 2xx. Concurrent events share a request, which succeeds or fails as a whole.
+Order is not kept.
+Limits: 1 MB per event and per request, 100 events per request.
+Sources: https://learn.microsoft.com/azure/event-grid/post-to-custom-topic,
+https://learn.microsoft.com/azure/event-grid/publisher-operations.
 """
 
 import httpx
 
-from receiver.cloudevents import with_trace
 from receiver.destinations.azure import Entra, read_url
-from receiver.destinations.base import Outcome, failed, wrong
-from receiver.destinations.batches import Batches, Limits
+from receiver.destinations.base import invalid_hook
+from receiver.destinations.batches import Batches, BatchLimits
+from receiver.destinations.cloudevents import with_trace
 from receiver.destinations.http import open_client, post, reach
-from receiver.hooks import Hook
+from receiver.destinations.outcome import Outcome, failed_outcome
+from receiver.hook import Hook
 from submitter.event import Event
 
-SHAPE = "eventgrid://:key@topic.region-1.eventgrid.azure.net, or .../topics/name of a namespace"
+URL_FORMAT = "eventgrid://:key@topic.region-1.eventgrid.azure.net, or .../topics/name of a namespace"
 SCOPE = "https://eventgrid.azure.net/.default"
-LIMITS = Limits(event_bytes=1_000_000, events=100, request_bytes=1_000_000)
+LIMITS = BatchLimits(event_bytes=1_000_000, events=100, request_bytes=1_000_000)
 
 
 class EventGridDestination:
-    """One topic."""
+    """One custom topic or namespace topic."""
 
     def __init__(self, client: httpx.AsyncClient, url: str, key_header: dict[str, str] | None) -> None:
         self._client = client
@@ -39,9 +47,10 @@ class EventGridDestination:
             if self._entra is not None:
                 headers["authorization"] = f"Bearer {await self._entra.token()}"
         except PermissionError as error:
-            return [failed(error)] * len(events)
+            return [failed_outcome(error)] * len(events)
         body = b"[" + b",".join(with_trace(event) for event in events) + b"]"
         outcome, _ = await post(self._client, self._url, body, headers | (self._key_header or {}), now_s)
+        # 410 (no such topic yet) and 413 (of the batch) are not final for a single event.
         return [Outcome(outcome.is_delivered, outcome.answer, outcome.retry_after_s)] * len(events)
 
     async def reach(self) -> str | None:
@@ -55,10 +64,10 @@ class EventGridDestination:
 
 
 def open(hook: Hook, allow_hosts: frozenset[str]) -> EventGridDestination:
-    """Open a topic."""
-    address = read_url(hook, SHAPE)
+    """Return the destination of a hook; raise InvalidSettings for an invalid URL or mode."""
+    address = read_url(hook, URL_FORMAT)
     if hook.mode != "structured":
-        raise wrong(hook, "mode", repr(hook.mode), "structured", "Event Grid takes whole events: leave `mode` out.")
+        raise invalid_hook(hook, "mode", repr(hook.mode), "structured", "Event Grid needs whole events: remove `mode`.")
     levels = address.parts.path.strip("/").split("/")
     if levels == [""]:
         url, key_header = f"{address.endpoint}/api/events?api-version=2018-01-01", {"aeg-sas-key": address.key or ""}
@@ -66,5 +75,6 @@ def open(hook: Hook, allow_hosts: frozenset[str]) -> EventGridDestination:
         url = f"{address.endpoint}/topics/{levels[1]}:publish?api-version=2024-06-01"
         key_header = {"authorization": f"SharedAccessKey {address.key}"}
     else:
-        raise wrong(hook, "url", f"eventgrid://{address.host}{address.parts.path}", SHAPE, "Mend the path.")
+        found = f"eventgrid://{address.host}{address.parts.path}"
+        raise invalid_hook(hook, "url", found, URL_FORMAT, "Use no path, or /topics/name.")
     return EventGridDestination(open_client(hook, allow_hosts), url, key_header if address.key else None)

@@ -1,8 +1,12 @@
-"""Appends events to a file, one line each: `file:///var/log/kling/events.jsonl?max_mb=100&keep=5`.
+"""Appends events to a JSON Lines file, with rotation: `file:///var/log/kling/events.jsonl?max_mb=100&keep=5`.
 
-A line is acknowledged once it is on the disk; what comes at once is synced once. At `max_mb` the
-file is renamed to `events.jsonl.1`, that to `.2`, and so on up to `keep`. Several processes may
-append to one file.
+Event: one line with the whole CloudEvent (structured mode only).
+Delivered: the line is written and fsynced. Concurrent events share one write and one fsync.
+Order: a task's events are appended one after the other. Several processes can append to one file; a lock file
+(`flock`) serializes them.
+Limit: 1 GiB per event.
+Rotation: before the file exceeds `max_mb` (MB), it is renamed to `events.jsonl.1`, that file to `.2`, and so on up
+to `keep`.
 """
 
 import asyncio
@@ -11,17 +15,18 @@ import os
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from receiver.cloudevents import with_trace
-from receiver.destinations.base import Outcome, failed, wrong
-from receiver.destinations.batches import Batches, Limits
-from receiver.hooks import Hook
+from receiver.destinations.base import invalid_hook
+from receiver.destinations.batches import Batches, BatchLimits
+from receiver.destinations.cloudevents import with_trace
+from receiver.destinations.outcome import Outcome, failed_outcome
+from receiver.hook import Hook
 from submitter.event import Event
 
-LIMITS = Limits(event_bytes=1024 * 1024 * 1024, events=1000, request_bytes=1024 * 1024)
+LIMITS = BatchLimits(event_bytes=1024 * 1024 * 1024, events=1000, request_bytes=1024 * 1024)
 
 
 class FileDestination:
-    """One file."""
+    """One file and its rotated predecessors."""
 
     def __init__(self, path: Path, max_bytes: int, keep: int) -> None:
         self._path = path
@@ -36,13 +41,13 @@ class FileDestination:
         try:
             await asyncio.to_thread(self._append, b"".join(with_trace(event) + b"\n" for event in events))
         except OSError as error:
-            return [failed(error)] * len(events)
+            return [failed_outcome(error)] * len(events)
         return [Outcome(True, f"written to {self._path}")] * len(events)
 
     async def reach(self) -> str | None:
-        folder = self._path.parent
-        if not folder.is_dir() or not os.access(folder, os.W_OK):
-            return f"{folder} is no folder that can be written to"
+        directory = self._path.parent
+        if not directory.is_dir() or not os.access(directory, os.W_OK):
+            return f"{directory} is not a writable directory"
         return None
 
     async def close(self) -> None:
@@ -69,14 +74,15 @@ class FileDestination:
 
 
 def open(hook: Hook, allow_hosts: frozenset[str]) -> FileDestination:
-    """Open a file, which need not exist yet."""
-    parts, asked = urlsplit(hook.url), parse_qs(hook.url.partition("?")[2])
+    """Return the destination of a hook, whose file need not exist; raise InvalidSettings for an invalid URL or mode."""
+    parts, options = urlsplit(hook.url), parse_qs(hook.url.partition("?")[2])
     path = Path(unquote(parts.path))
     if parts.netloc or not path.is_absolute() or not path.name:
-        raise wrong(hook, "url", repr(hook.url), "file:///an/absolute/path.jsonl", "Give the whole path.")
+        raise invalid_hook(hook, "url", repr(hook.url), "file:///an/absolute/path.jsonl", "Use an absolute path.")
     if hook.mode != "structured":
-        raise wrong(hook, "mode", repr(hook.mode), "structured", "A line holds the whole event: leave `mode` out.")
-    max_mb, keep = asked.get("max_mb", ["100"])[0], asked.get("keep", ["5"])[0]
-    if not (max_mb.isdecimal() and keep.isdecimal() and int(max_mb)) or set(asked) - {"max_mb", "keep"}:
-        raise wrong(hook, "url", f"?{parts.query}", "?max_mb=100&keep=5", "Give whole numbers, or leave them out.")
+        raise invalid_hook(hook, "mode", repr(hook.mode), "structured", "A line is the whole event: remove `mode`.")
+    max_mb, keep = options.get("max_mb", ["100"])[0], options.get("keep", ["5"])[0]
+    if not (max_mb.isdecimal() and keep.isdecimal() and int(max_mb)) or set(options) - {"max_mb", "keep"}:
+        remedy = "Use only these options, with whole numbers; `max_mb` at least 1."
+        raise invalid_hook(hook, "url", f"?{parts.query}", "?max_mb=100&keep=5", remedy)
     return FileDestination(path, int(max_mb) * 1_000_000, int(keep))

@@ -1,11 +1,23 @@
-"""Sends events to HTTP endpoints: CloudEvents over HTTP, signed by Standard Webhooks.
+"""Sends events to HTTP webhooks: a POST in the CloudEvents HTTP binding, signed by Standard Webhooks.
 
-Success is 2xx. A redirect is a failure: following it would take a signed event elsewhere. 410
-asks for nothing more; 429 and 503 may say when to come back; what is too large (413) stays so.
+Event: in structured mode the body is the CloudEvent; in binary mode it is the data, and the attributes are
+`ce-...` headers. Other headers: `content-type`, `traceparent`, `webhook-id`, `webhook-timestamp` and, if the hook
+has a `secret`, `webhook-signature`.
+
+    status    outcome
+    2xx       delivered
+    3xx       failed; a redirect is not followed, because that would send a signed event to another address
+    410       failed; the endpoint asks for no further events
+    413       failed permanently: the event is too large
+    429, 503  failed; `Retry-After` can set the delay, at most one day
+    other     failed
+
+Order is not kept: a task's events can be sent concurrently, and a retry can arrive after a later event.
+Sources: https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/bindings/http-protocol-binding.md,
+https://www.standardwebhooks.com, RFC 9110.
 """
 
 import asyncio
-import ssl
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC
@@ -13,21 +25,20 @@ from email.utils import parsedate_to_datetime
 
 import httpx
 
-from receiver.cloudevents import encode, traceparent
-from receiver.destinations.base import Outcome
-from receiver.hooks import Hook
+from receiver.destinations.cloudevents import encode, traceparent
+from receiver.destinations.outcome import Outcome
+from receiver.hook import Hook
 from receiver.signature import sign
 from submitter.egress import AddressForbidden, guarded_client
 from submitter.event import Event
 
-ANSWER_MAX = 1024 * 1024
-BODY_PATIENCE_S = 1.0
+BODY_MAX_BYTES = 1024 * 1024
+BODY_TIMEOUT_S = 1.0
 RETRY_AFTER_MAX_S = 86400.0
-_ssl_context: ssl.SSLContext | None = None
 
 
 class HttpDestination:
-    """One HTTP hook, with connections of its own."""
+    """One HTTP endpoint, with its own connection pool."""
 
     def __init__(self, hook: Hook, client: httpx.AsyncClient) -> None:
         self._hook = hook
@@ -53,16 +64,13 @@ class HttpDestination:
 
 
 def open(hook: Hook, allow_hosts: frozenset[str]) -> HttpDestination:
-    """Open an HTTP destination that reaches public addresses, and `allow_hosts`."""
+    """Return the destination of a hook. It reaches public addresses, and the hosts in `allow_hosts`."""
     return HttpDestination(hook, open_client(hook, allow_hosts))
 
 
 def open_client(hook: Hook, allow_hosts: frozenset[str]) -> httpx.AsyncClient:
-    """Open a client for a hook, with its timeout and room for its concurrency."""
-    global _ssl_context  # noqa: PLW0603 - reading the CA bundle costs 100 ms, and every hook needs the same
-    if _ssl_context is None:
-        _ssl_context = ssl.create_default_context()
-    return guarded_client(allow_hosts, timeout_s=hook.timeout_s, verify=_ssl_context, connections=hook.concurrency)
+    """Return an SSRF-guarded HTTP client with a hook's timeout and as many connections as its concurrency."""
+    return guarded_client(allow_hosts, timeout_s=hook.timeout_s, connections=hook.concurrency)
 
 
 async def post(
@@ -72,40 +80,40 @@ async def post(
     headers: Mapping[str, str],
     now_s: float,
     *,
-    patience_s: float = BODY_PATIENCE_S,
+    body_timeout_s: float = BODY_TIMEOUT_S,
 ) -> tuple[Outcome, bytes]:
-    """Send one request; return what became of it, and what was said within `patience_s` of the status.
+    """Send one POST request; return its outcome, and as much of the response body as arrives in `body_timeout_s`.
 
-    The status decides. A body that ends soon is read, since only then is the connection kept.
+    The status alone decides the outcome. The body is read because only then is the connection reusable.
     """
     try:
         async with client.stream("POST", url, content=body, headers=headers) as response:
-            said = await _read(response, patience_s)
+            response_body = await _read(response, body_timeout_s)
     except AddressForbidden as error:
         return Outcome(False, str(error)), b""
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         return Outcome(False, f"{type(error).__name__}: {error}"[:500]), b""
     status = response.status_code
     if response.is_success:
-        return Outcome(True, f"HTTP {status}"), said
+        return Outcome(True, f"HTTP {status}"), response_body
     retry_after_s = read_retry_after(response.headers.get("retry-after"), now_s) if status in (429, 503) else None
-    answer = f"HTTP {status} {said[:200].decode(errors='replace')}".replace("\n", " ").strip()
-    return Outcome(False, answer, retry_after_s, is_gone=status == 410, is_final=status == 413), said
+    answer = f"HTTP {status} {response_body[:200].decode(errors='replace')}".replace("\n", " ").strip()
+    return Outcome(False, answer, retry_after_s, is_gone=status == 410, is_final=status == 413), response_body
 
 
-async def _read(response: httpx.Response, patience_s: float) -> bytes:
-    said = b""
+async def _read(response: httpx.Response, timeout_s: float) -> bytes:
+    body = b""
     with suppress(httpx.HTTPError, TimeoutError):
-        async with asyncio.timeout(patience_s):
+        async with asyncio.timeout(timeout_s):
             async for chunk in response.aiter_bytes():
-                said += chunk
-                if len(said) > ANSWER_MAX:
+                body += chunk
+                if len(body) > BODY_MAX_BYTES:
                     break
-    return said
+    return body
 
 
 async def reach(client: httpx.AsyncClient, url: str) -> str | None:
-    """Return None when somebody answers there, whatever it answers to HEAD, or why nobody does."""
+    """Return None if the server answers a HEAD request, whatever the status, or the error if it does not."""
     try:
         async with client.stream("HEAD", url):
             return None
@@ -114,7 +122,7 @@ async def reach(client: httpx.AsyncClient, url: str) -> str | None:
 
 
 def read_retry_after(value: str | None, now_s: float) -> float | None:
-    """Return the seconds that a Retry-After header asks for (RFC 9110: seconds, or a date), at most a day."""
+    """Return the delay of a Retry-After header in seconds (RFC 9110: seconds or a date), at most one day."""
     if value is None:
         return None
     if value.strip().isdecimal():
@@ -129,7 +137,7 @@ def read_retry_after(value: str | None, now_s: float) -> float | None:
 
 
 def _header(value: str) -> str:
-    """Percent-encode as the HTTP binding asks (CloudEvents HTTP 3.1.3.2): space, quote, percent, non-ASCII."""
+    """Percent-encode spaces, quotes, percent signs and non-ASCII characters (CloudEvents HTTP binding, 3.1.3.2)."""
     return "".join(
         char if "!" <= char <= "~" and char not in '"%' else "".join(f"%{byte:02X}" for byte in char.encode())
         for char in value

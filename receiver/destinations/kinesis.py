@@ -1,38 +1,43 @@
-"""Puts events into a Kinesis stream: `kinesis://stream?region=eu-west-1`.
+"""Puts events into an Amazon Kinesis data stream (PutRecords): `kinesis://stream?region=eu-west-1`.
 
-A record is the whole CloudEvent; its partition key is the task, whose events so stay in order.
+Event: a record with the whole CloudEvent (structured mode only); the partition key is the external_task_id.
+Delivered: the response has a `SequenceNumber` for the record. Concurrent events share a request.
+Order: a task's events are sent one after the other to one shard, so they keep their order.
+Limits: 1 MiB per record, 500 records and 5 MiB per request.
+Source: https://docs.aws.amazon.com/kinesis/latest/APIReference/API_PutRecords.html.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
-from receiver.cloudevents import with_trace
-from receiver.destinations.aws import AwsDestination, name_of, open_aws, read_refusal
-from receiver.destinations.base import Outcome, wrong
-from receiver.destinations.batches import Limits
-from receiver.hooks import Hook
+from receiver.destinations.aws import AwsDestination, open_aws, read_refusal, resource_name
+from receiver.destinations.base import invalid_hook
+from receiver.destinations.batches import BatchLimits
+from receiver.destinations.cloudevents import with_trace
+from receiver.destinations.outcome import Outcome
+from receiver.hook import Hook
 from submitter.event import Event
 
-LIMITS = Limits(event_bytes=1024 * 1024, events=500, request_bytes=5 * 1024 * 1024)
+LIMITS = BatchLimits(event_bytes=1024 * 1024, events=500, request_bytes=5 * 1024 * 1024)
 
 
 def open(hook: Hook, allow_hosts: frozenset[str]) -> AwsDestination:
-    """Open a stream."""
-    stream = name_of(hook)
+    """Return the destination of a hook; raise InvalidSettings for an invalid URL or mode."""
+    stream = resource_name(hook)
     if hook.mode != "structured":
-        raise wrong(hook, "mode", repr(hook.mode), "structured", "A record has no attributes: leave `mode` out.")
+        raise invalid_hook(hook, "mode", repr(hook.mode), "structured", "A record has no attributes: remove `mode`.")
 
     def put(client: Any, events: Sequence[Event]) -> list[Outcome]:
         records = [{"Data": with_trace(event), "PartitionKey": event.external_task_id} for event in events]
-        answer = client.put_records(StreamName=stream, Records=records)
+        response = client.put_records(StreamName=stream, Records=records)
         return [
             Outcome(True, f"{record['ShardId']}, sequence {record['SequenceNumber']}")
             if "SequenceNumber" in record
             else read_refusal(record, "ErrorCode", "ErrorMessage")
-            for record in answer["Records"]
+            for record in response["Records"]
         ]
 
-    def look(client: Any) -> object:
+    def check(client: Any) -> object:
         return client.describe_stream_summary(StreamName=stream)
 
-    return open_aws(hook, "kinesis", shape="kinesis://stream", put=put, look=look, limits=LIMITS)
+    return open_aws(hook, "kinesis", url_format="kinesis://stream", put=put, check=check, limits=LIMITS)

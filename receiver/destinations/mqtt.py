@@ -1,8 +1,12 @@
-"""Publishes events to an MQTT 5 broker: `mqtt://user:password@host:1883/topic/levels?qos=1`.
+"""Publishes events to an MQTT 5 topic: `mqtt://user:password@host:1883/topic/levels?qos=1`, or `mqtts://` for TLS.
 
-User properties follow CloudEvents' MQTT binding (the attributes by their own names in binary
-mode); the content type is MQTT 5's property. With `qos=1` (the default) or 2 an event is
-acknowledged when the broker has said so. A `*` as a level becomes the event's type.
+Event: a PUBLISH in the CloudEvents MQTT binding. A topic level `*` is replaced by the event's type. Properties:
+the content type, and the user properties `traceparent` and, in binary mode, the attributes under their own names.
+Delivered: with `qos=1` (the default) or `qos=2` the broker acknowledged the event without an error reason code;
+with `qos=0` the event was sent.
+Order: one event is in flight at a time.
+Sources: https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/bindings/mqtt-protocol-binding.md,
+https://docs.oasis-open.org/mqtt/mqtt/v5.0/mqtt-v5.0.html.
 """
 
 import asyncio
@@ -14,17 +18,19 @@ import aiomqtt
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from receiver.cloudevents import encode, traceparent
-from receiver.destinations.base import Kept, Outcome, failed, unless, wrong
-from receiver.hooks import Hook
+from receiver.destinations.base import invalid_hook
+from receiver.destinations.cloudevents import encode, traceparent
+from receiver.destinations.connection import KeptConnection, race
+from receiver.destinations.outcome import Outcome, failed_outcome
+from receiver.hook import Hook
 from submitter.egress import AddressForbidden, require_allowed
 from submitter.event import Event
 
-BROKEN = (aiomqtt.MqttError, OSError, AddressForbidden)
+CONNECTION_ERRORS = (aiomqtt.MqttError, OSError, AddressForbidden)
 
 
 class _Client(aiomqtt.Client):
-    """aiomqtt's client, which takes a refusal of the broker for an acknowledgement: this one does not."""
+    """An aiomqtt client that records refusals: aiomqtt treats an error reason code as an acknowledgement."""
 
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)
@@ -37,7 +43,7 @@ class _Client(aiomqtt.Client):
 
 
 class MqttDestination:
-    """One topic, over one connection; one event at a time, so that an answer is surely its own."""
+    """One topic, on one connection. One event is in flight at a time, so a refusal belongs to that event."""
 
     def __init__(self, hook: Hook, topic: str, qos: int, allow_hosts: frozenset[str]) -> None:
         self._hook = hook
@@ -45,8 +51,8 @@ class MqttDestination:
         self._qos = qos
         self._allow_hosts = allow_hosts
         self._password = urlsplit(hook.url).password
-        self._kept = Kept(self._connect, _disconnect)
-        self._turn = asyncio.Lock()
+        self._kept = KeptConnection(self._connect, _disconnect)
+        self._in_flight = asyncio.Lock()
 
     async def _connect(self) -> _Client:
         await require_allowed(self._hook.url, self._allow_hosts)
@@ -72,20 +78,20 @@ class MqttDestination:
         topic = "/".join(event.type if level == "*" else level for level in self._topic.split("/"))
         client = None
         try:
-            async with self._turn:
+            async with self._in_flight:
                 client = await self._kept.get()
                 publishing = client.publish(
                     topic, encoded.body, self._qos, properties=properties, timeout=self._hook.timeout_s
                 )
-                await unless(_end(client), publishing)
+                await race(_disconnected(client), publishing)
                 if client.refusals:
                     return Outcome(False, client.refusals.pop())
-        except BROKEN as error:
+        except CONNECTION_ERRORS as error:
             if client is not None:
                 await self._kept.drop(client)
-            return failed(error, self._password)
-        except ValueError as error:  # the client's own limits: the connection is well
-            return failed(error, self._password)
+            return failed_outcome(error, self._password)
+        except ValueError as error:  # refused by the client's own limits; the connection is still usable
+            return failed_outcome(error, self._password)
         return Outcome(True, "acknowledged" if self._qos else "sent")
 
     async def reach(self) -> str | None:
@@ -94,8 +100,8 @@ class MqttDestination:
             if client._disconnected.done():
                 await self._kept.drop(client)
                 await self._kept.get()
-        except BROKEN as error:
-            return failed(error, self._password).answer
+        except CONNECTION_ERRORS as error:
+            return failed_outcome(error, self._password).answer
         return None
 
     async def close(self) -> None:
@@ -103,28 +109,30 @@ class MqttDestination:
 
 
 def open(hook: Hook, allow_hosts: frozenset[str]) -> MqttDestination:
-    """Open a topic."""
-    parts, asked = urlsplit(hook.url), parse_qs(hook.url.partition("?")[2])
+    """Return the destination of a hook; raise InvalidSettings for an invalid URL."""
+    parts, options = urlsplit(hook.url), parse_qs(hook.url.partition("?")[2])
     topic = unquote(parts.path.strip("/"))
     levels = topic.split("/")
     if not parts.hostname or not topic or "#" in hook.url or any("+" in level for level in levels):
         found = f"{parts.scheme}://{parts.hostname or ''}/{topic}"
-        raise wrong(hook, "url", found, "mqtt://host:1883/topic/levels", "Name host and topic, without # and +.")
-    qos = asked.get("qos", ["1"])[0]
-    if qos not in ("0", "1", "2") or set(asked) - {"qos"}:
-        raise wrong(hook, "url", f"?{parts.query}", "?qos=0, 1 or 2", "Choose one of them.")
+        remedy = "Name the host and the topic, without # and +."
+        raise invalid_hook(hook, "url", found, "mqtt://host:1883/topic/levels", remedy)
+    qos = options.get("qos", ["1"])[0]
+    if qos not in ("0", "1", "2") or set(options) - {"qos"}:
+        remedy = "Use only the option `qos`, with one of these values."
+        raise invalid_hook(hook, "url", f"?{parts.query}", "?qos=0, 1 or 2", remedy)
     return MqttDestination(hook, topic, int(qos), allow_hosts)
 
 
-async def _end(client: _Client) -> None:
-    """Return once the connection has ended."""
+async def _disconnected(client: _Client) -> None:
+    """Return when the connection ends."""
     await asyncio.wait({client._disconnected})
 
 
 async def _disconnect(client: _Client) -> None:
     if client._disconnected.done() and not client._disconnected.cancelled():
-        client._disconnected.exception()  # it was told by the attempt's outcome
+        client._disconnected.exception()  # mark as retrieved: the attempt's outcome reported it
     try:
         await client.__aexit__(None, None, None)
     except aiomqtt.MqttError:
-        return  # it was broken already
+        return  # the connection was lost already

@@ -1,8 +1,9 @@
-"""Calls a function of the user's own: `python:package.module:function`.
+"""Calls a user-defined Python function with each event: `python:package.module:function`.
 
-It is given the event as a dict (the structured CloudEvent). A coroutine function is awaited, any
-other runs in a thread. Returning is the acknowledgement; what it raises is a failure, and tried
-again.
+Event: the argument is a dict, the structured CloudEvent. A coroutine function is awaited; any other function runs
+in a thread.
+Delivered: the function returned. An exception is a failure, which the hook's schedule retries.
+Order: a task's events are passed one after the other.
 """
 
 import asyncio
@@ -13,9 +14,10 @@ from typing import Any
 
 import msgspec
 
-from receiver.cloudevents import with_trace
-from receiver.destinations.base import Outcome, failed, wrong
-from receiver.hooks import Hook
+from receiver.destinations.base import invalid_hook
+from receiver.destinations.cloudevents import with_trace
+from receiver.destinations.outcome import Outcome, failed_outcome
+from receiver.hook import Hook
 from submitter.event import Event
 
 
@@ -26,33 +28,34 @@ class PythonDestination:
         self._function = function
 
     async def send(self, event: Event, now_s: float) -> Outcome:
-        given = msgspec.json.decode(with_trace(event))
+        event_dict = msgspec.json.decode(with_trace(event))
         try:
             if inspect.iscoroutinefunction(self._function):
-                await self._function(given)
+                await self._function(event_dict)
             else:
-                await asyncio.to_thread(self._function, given)
-        except Exception as error:  # noqa: BLE001 - it is the user's own code
-            return failed(error)
+                await asyncio.to_thread(self._function, event_dict)
+        except Exception as error:  # noqa: BLE001 - user code can raise anything
+            return failed_outcome(error)
         return Outcome(True, "returned")
 
     async def reach(self) -> str | None:
-        return None  # it was imported when it was opened
+        return None  # `open` has imported it
 
     async def close(self) -> None:
         return None
 
 
 def open(hook: Hook, allow_hosts: frozenset[str]) -> PythonDestination:
-    """Import the function."""
+    """Return the destination of a hook; raise InvalidSettings if its function cannot be imported."""
     module, colon, name = hook.url.removeprefix("python:").partition(":")
     if not module or not colon or not name:
-        raise wrong(hook, "url", repr(hook.url), "python:package.module:function", "Name module and function.")
+        limit, remedy = "python:package.module:function", "Name the module and the function."
+        raise invalid_hook(hook, "url", repr(hook.url), limit, remedy)
     try:
         function = getattr(import_module(module), name)
     except (ImportError, AttributeError) as error:
-        remedy = "Check the names, and that the package is installed where `serve` runs."
-        raise wrong(hook, "url", repr(hook.url), f"cannot be imported: {error}", remedy) from error
+        remedy = "Check the names, and install the package where `serve` runs."
+        raise invalid_hook(hook, "url", repr(hook.url), f"cannot be imported: {error}", remedy) from error
     if not callable(function):
-        raise wrong(hook, "url", repr(hook.url), f"{name} is a {type(function).__name__}", "Name a function.")
+        raise invalid_hook(hook, "url", repr(hook.url), f"{name} is a {type(function).__name__}", "Name a function.")
     return PythonDestination(function)

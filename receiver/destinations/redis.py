@@ -1,9 +1,14 @@
-"""Adds events to a Redis stream: `redis://user:password@host:6379/stream?db=0&maxlen=100000`.
+"""Adds events to a Redis stream (XADD): `redis://user:password@host:6379/stream?db=0&maxlen=100000`.
 
-CloudEvents has no binding for Redis: an entry has the field `content-type`, and `event` (the
-whole CloudEvent) in structured mode or `data` with the attributes as `ce-...` in binary mode. It
-is acknowledged when XADD answers with the entry's id; the server's own persistence decides what
-that is worth. `maxlen` trims the stream, approximately. What is sent at once shares a pipeline.
+`rediss://` is TLS. `maxlen` trims the stream, approximately.
+
+Event: an entry with the fields `content-type`, `traceparent`, and `event` (the whole CloudEvent) in structured mode
+or `data` and the attributes `ce-...` in binary mode. CloudEvents defines no Redis binding.
+Delivered: XADD returned the entry's id. The server's persistence settings decide whether it survives a crash.
+Concurrent events share a pipeline.
+Order: a task's events are added one after the other.
+Limit: 512 MiB per event (`proto-max-bulk-len`).
+Source: https://redis.io/docs/latest/commands/xadd/.
 """
 
 from typing import Any
@@ -14,18 +19,19 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
-from receiver.cloudevents import encode, traceparent
-from receiver.destinations.base import Outcome, failed, wrong
-from receiver.destinations.batches import Batches, Limits
-from receiver.hooks import Hook
+from receiver.destinations.base import invalid_hook
+from receiver.destinations.batches import Batches, BatchLimits
+from receiver.destinations.cloudevents import encode, traceparent
+from receiver.destinations.outcome import Outcome, failed_outcome
+from receiver.hook import Hook
 from submitter.egress import AddressForbidden, require_allowed
 from submitter.event import Event
 
-LIMITS = Limits(event_bytes=512 * 1024 * 1024, events=1000, request_bytes=1024 * 1024)  # proto-max-bulk-len
+LIMITS = BatchLimits(event_bytes=512 * 1024 * 1024, events=1000, request_bytes=1024 * 1024)
 
 
 class RedisDestination:
-    """One stream. The client keeps its connections, and opens them anew."""
+    """One stream. The client pools its connections, and reconnects by itself."""
 
     def __init__(self, hook: Hook, client: Redis, stream: str, maxlen: int | None, allow_hosts: frozenset[str]) -> None:
         self._hook = hook
@@ -46,9 +52,9 @@ class RedisDestination:
                     pipe.xadd(self._stream, self._fields(event), maxlen=self._maxlen, approximate=True)
                 answers = await pipe.execute(raise_on_error=False)
         except (RedisError, OSError, AddressForbidden) as error:
-            return [failed(error)] * len(events)
+            return [failed_outcome(error)] * len(events)
         return [
-            failed(answer) if isinstance(answer, Exception) else Outcome(True, f"entry {answer.decode()}")
+            failed_outcome(answer) if isinstance(answer, Exception) else Outcome(True, f"entry {answer.decode()}")
             for answer in answers
         ]
 
@@ -66,7 +72,7 @@ class RedisDestination:
             await require_allowed(self._hook.url, self._allow_hosts)
             await self._client.ping()
         except (RedisError, OSError, AddressForbidden) as error:
-            return failed(error).answer
+            return failed_outcome(error).answer
         return None
 
     async def close(self) -> None:
@@ -75,15 +81,16 @@ class RedisDestination:
 
 
 def open(hook: Hook, allow_hosts: frozenset[str]) -> RedisDestination:
-    """Open a stream."""
-    parts, asked = urlsplit(hook.url), parse_qs(hook.url.partition("?")[2])
+    """Return the destination of a hook; raise InvalidSettings for an invalid URL."""
+    parts, options = urlsplit(hook.url), parse_qs(hook.url.partition("?")[2])
     stream = unquote(parts.path.strip("/"))
     if not stream or not parts.hostname:
         found = f"{parts.scheme}://{parts.hostname or ''}{parts.path}"
-        raise wrong(hook, "url", found, "redis://host:6379/stream", "Name host and stream.")
-    db, maxlen = asked.get("db", ["0"])[0], asked.get("maxlen", [""])[0]
-    if not db.isdecimal() or not (maxlen == "" or maxlen.isdecimal()) or set(asked) - {"db", "maxlen"}:
-        raise wrong(hook, "url", f"?{parts.query}", "?db=0&maxlen=100000", "Give numbers, or leave them out.")
+        raise invalid_hook(hook, "url", found, "redis://host:6379/stream", "Name the host and the stream.")
+    db, maxlen = options.get("db", ["0"])[0], options.get("maxlen", [""])[0]
+    if not db.isdecimal() or not (maxlen == "" or maxlen.isdecimal()) or set(options) - {"db", "maxlen"}:
+        remedy = "Use only these options, with whole numbers."
+        raise invalid_hook(hook, "url", f"?{parts.query}", "?db=0&maxlen=100000", remedy)
     pool = BlockingConnectionPool(
         connection_class=SSLConnection if parts.scheme == "rediss" else Connection,
         host=parts.hostname,
@@ -95,6 +102,6 @@ def open(hook: Hook, allow_hosts: frozenset[str]) -> RedisDestination:
         socket_connect_timeout=min(hook.timeout_s, 5),
         max_connections=hook.concurrency,
         timeout=hook.timeout_s,
-        retry=Retry(NoBackoff(), 0),  # the hook's schedule tries again
+        retry=Retry(NoBackoff(), 0),  # the hook's schedule retries
     )
     return RedisDestination(hook, Redis.from_pool(pool), stream, int(maxlen) if maxlen else None, allow_hosts)

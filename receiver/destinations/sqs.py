@@ -1,27 +1,31 @@
-"""Sends events to an SQS queue: `sqs://queue?region=eu-west-1` (`queue.fifo` for a FIFO queue).
+"""Sends events to an Amazon SQS queue (SendMessageBatch): `sqs://queue?region=eu-west-1`, or `sqs://queue.fifo`.
 
-CloudEvents has no binding for SQS: the attributes are message attributes `ce-...` in binary
-mode. In a FIFO queue the group is the task and the deduplication id the event's id.
+Event: a message with the CloudEvent; in binary mode its data, and the attributes as message attributes `ce-...`
+(CloudEvents defines no SQS binding). Message attributes in both modes: `content-type`, `traceparent`.
+Delivered: the response has a `MessageId` for the entry. Concurrent events share a request.
+Order: kept in a FIFO queue, where the message group is the external_task_id. Its deduplication id is the event's id.
+Limits: 256 KiB per event and per request, 10 events per request.
+Source: https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_SendMessageBatch.html.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
-from receiver.destinations.aws import AwsDestination, message_of, name_of, open_aws, read_entries
-from receiver.destinations.base import Outcome
-from receiver.destinations.batches import Limits
-from receiver.hooks import Hook
+from receiver.destinations.aws import AwsDestination, message_of, open_aws, read_entries, resource_name
+from receiver.destinations.batches import BatchLimits
+from receiver.destinations.outcome import Outcome
+from receiver.hook import Hook
 from submitter.event import Event
 
-LIMITS = Limits(event_bytes=256 * 1024, events=10, request_bytes=256 * 1024)
+LIMITS = BatchLimits(event_bytes=256 * 1024, events=10, request_bytes=256 * 1024)
 
 
 def open(hook: Hook, allow_hosts: frozenset[str]) -> AwsDestination:
-    """Open a queue, which is looked up by its name at its first use."""
-    queue = name_of(hook)
+    """Return the destination of a hook; raise InvalidSettings for an invalid URL. The first use looks up the queue."""
+    queue = resource_name(hook)
     urls: dict[str, str] = {}
 
-    def look(client: Any) -> str:
+    def queue_url(client: Any) -> str:
         if queue not in urls:
             urls[queue] = client.get_queue_url(QueueName=queue)["QueueUrl"]
         return urls[queue]
@@ -30,10 +34,10 @@ def open(hook: Hook, allow_hosts: frozenset[str]) -> AwsDestination:
         entries = [message_of(hook, queue, event, position) for position, event in enumerate(events)]
         for entry in entries:
             entry["MessageBody"] = entry.pop("Body")
-        return read_entries(client.send_message_batch(QueueUrl=look(client), Entries=entries), len(events))
+        return read_entries(client.send_message_batch(QueueUrl=queue_url(client), Entries=entries), len(events))
 
-    def look_anew(client: Any) -> str:
-        urls.clear()
-        return look(client)
+    def check(client: Any) -> str:
+        urls.clear()  # a cached URL would hide that the queue is gone
+        return queue_url(client)
 
-    return open_aws(hook, "sqs", shape="sqs://queue", put=put, look=look_anew, limits=LIMITS)
+    return open_aws(hook, "sqs", url_format="sqs://queue", put=put, check=check, limits=LIMITS)

@@ -1,5 +1,6 @@
-"""Where tasks, events and deliveries are kept. `open_ledger` picks the engine by URL."""
+"""The ledger: durable storage of tasks, events and deliveries. `open_ledger` picks the engine by URL."""
 
-from submitter.ledger.base import Ledger, open_ledger, shown
+from submitter.ledger.base import Ledger
+from submitter.ledger.engines import open_ledger, without_password
 
-__all__ = ["Ledger", "open_ledger", "shown"]
+__all__ = ["Ledger", "open_ledger", "without_password"]

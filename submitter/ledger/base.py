@@ -1,54 +1,71 @@
-"""What a ledger promises, whatever keeps it.
+"""The ledger protocol: durable task state and a transactional outbox, whatever the engine.
 
-The law: `apply` is the only door to a task's status. A task's new state and its event are one
-transaction, and no method returns before that is durable. A claim is a lease: it ends by itself.
+Every engine keeps these invariants; `tests/conformance/ledgers.py` checks them:
+
+    state        Only `apply` changes a task's status.
+    atomicity    A task's new state and its event are stored in one transaction.
+    durability   No method returns before its writes are durable.
+    leases       A claim of a poll or a delivery expires by itself after `lease_ms`. The work of a
+                 crashed worker is then claimed again: delivery is at least once.
+    sharing      Several processes may use one ledger at the same time.
+
+Callers pass the current time as `now_ms`. Times are Unix milliseconds.
 """
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Generic, Literal, Protocol, TypeVar
-from urllib.parse import urlsplit
 
 import msgspec
 
-from submitter.errors import InvalidSettings, Problem
 from submitter.event import Event
-from submitter.task import Decide, Task, TaskStatus, Transition
+from submitter.task import Task, TaskStatus
+from submitter.transition import Decide, Transition
 
 T = TypeVar("T")
 
 
 class Applied(msgspec.Struct, frozen=True):
-    """What `apply` did: the task as it is now, and the transition, or None when nothing changed."""
+    """The result of `apply`: the task as it is now, and the stored transition (None: nothing changed)."""
 
     task: Task
     transition: Transition | None
 
 
 class Reserved(msgspec.Struct, frozen=True):
-    """What `reserve` did: the task with this id, and whether this call made it."""
+    """The result of `reserve`: the stored task, and whether this call created it."""
 
     task: Task
     is_new: bool
 
 
-class Route(msgspec.Struct, frozen=True):
-    """A hook as the ledger sees it: its name, the event types it wants (None: all), a fingerprint
-    of where it leads, how many deliveries may be claimed for it now, and whether a task's events
-    go one after the other, each once the one before it has ended.
+class Subscription(msgspec.Struct, frozen=True):
+    """A hook, as `claim_deliveries` needs it.
+
+    `events` are the event types that the hook wants (None: all). `endpoint_fingerprint` identifies
+    its endpoint: a disabled hook that moves to another endpoint is enabled again. `capacity` is how
+    many deliveries may be claimed for it now. `ordered`: a task's events are delivered one at a
+    time, in the order of their `sequence`.
     """
 
     hook: str
     events: frozenset[str] | None
-    target: str
-    room: int
+    endpoint_fingerprint: str
+    capacity: int
     ordered: bool = False
 
+
+HOOK_DISABLED = "hook disabled: "
+"""The prefix of a dead delivery's `last_error` when its hook was disabled. The reason follows."""
 
 DeliveryState = Literal["due", "done", "dead"]
 
 
 class Delivery(msgspec.Struct, frozen=True):
-    """One event on its way to one hook. `attempts` counts those begun, this one included."""
+    """One event for one hook. `attempts` counts the claims so far, this one included.
+
+    While it is claimed, it is stored as `due`, with `due_at_ms` at the end of the lease.
+    """
 
     id: int
     hook: str
@@ -60,27 +77,32 @@ class Delivery(msgspec.Struct, frozen=True):
 
 
 class Settlement(msgspec.Struct, frozen=True):
-    """How a claimed delivery ended: `done`, `dead`, or `due` again at `due_at_ms`.
+    """The outcome of a claimed delivery: `done`, `dead` (a dead letter), or `due` again at `due_at_ms`.
 
-    `disable_target` names the target that said it is gone: its hook gets nothing more.
+    `disable_endpoint` is the fingerprint of an endpoint that answered that it is gone: its hook is disabled.
     """
 
     state: DeliveryState
     due_at_ms: int = 0
     error: str = ""
-    disable_target: str | None = None
+    disable_endpoint: str | None = None
 
 
 class Claimed(msgspec.Struct, Generic[T], frozen=True):
-    """What a claim got, and when it is worth claiming again (Unix milliseconds; None: on a change)."""
+    """The result of a claim: the leased items, and when to claim again (None: only after a change).
+
+    `next_due_ms` disregards hooks whose capacity is used up: a settle frees capacity, and is a change.
+    """
 
     items: list[T]
     next_due_ms: int | None
 
 
 class HookState(msgspec.Struct, frozen=True):
-    """What the ledger knows of one hook. `disabled` is the reason, or None; `paused` is why nothing
-    is attempted before `paused_until_ms`, or None.
+    """A hook's delivery counts and condition.
+
+    `disabled` is the reason why its endpoint is disabled, or None. `paused` is the reason why no
+    attempt starts before `paused_until_ms` (its circuit breaker is open), or None.
     """
 
     hook: str
@@ -92,7 +114,7 @@ class HookState(msgspec.Struct, frozen=True):
 
 
 class Quarantined(msgspec.Struct, frozen=True):
-    """An authentic body that could not be understood; `times` counts its repetitions."""
+    """An authentic callback body that could not be parsed. `times` counts its repetitions."""
 
     external_task_id: str
     vendor: str
@@ -101,11 +123,16 @@ class Quarantined(msgspec.Struct, frozen=True):
     body: bytes
     times: int = 1
 
+    @property
+    def digest(self) -> str:
+        """The SHA-256 of the body (hexadecimal). Repetitions are recognised by it."""
+        return hashlib.sha256(self.body).hexdigest()
+
 
 class Record(msgspec.Struct, frozen=True):
-    """A task with everything that hangs on it, as it moves from one ledger to another.
+    """A task with its events and deliveries, as it is copied from one ledger to another.
 
-    `poll_at_ms` is when it is asked about next. The deliveries' ids are each ledger's own: 0 here.
+    `poll_at_ms` is when the next poll is due (None: never). Delivery ids differ between ledgers: here they are 0.
     """
 
     task: Task
@@ -115,185 +142,199 @@ class Record(msgspec.Struct, frozen=True):
 
 
 class Disabled(msgspec.Struct, frozen=True):
-    """A hook whose target said that it is gone, and how."""
+    """A hook whose endpoint answered that it is gone, and that answer as the reason."""
 
     hook: str
-    target: str
+    endpoint_fingerprint: str
     reason: str
 
 
-class Ledger(Protocol):
-    """The protocol. Every method raises LedgerUnavailable when the engine cannot answer."""
+class Tasks(Protocol):
+    """Task state: reserve, apply, read, claim polls, quarantine, wait for changes."""
 
     async def reserve(self, task: Task, slots: int | None = None) -> Reserved | None:
-        """Store `task` unless its id exists; return the stored one.
+        """Insert `task` unless its external_task_id exists; return the stored task.
 
-        With `slots`, a new task is stored only while fewer than that many tasks of its vendor
-        are between reservation and end; None is returned when there is no room.
+        Idempotent: of several calls with one id, exactly one creates the task and returns `is_new`.
+        With `slots`, a task is created only while its vendor has fewer than `slots` open tasks, and
+        None is returned otherwise. Concurrent calls with `slots` never exceed that limit. A task
+        that exists is returned even if no slot is free.
         """
         ...
 
     async def apply(self, external_task_id: str, decide: Decide) -> Applied:
-        """Call `decide` with the task and store what it returns, with its event, as one transaction.
+        """Call `decide` with the task; store the new state that it returns, and its event, in one transaction.
 
-        `decide` is pure and may be called more than once. Raises TaskNotFound, and whatever
-        `decide` raises; then nothing was stored.
+        Changes of one task are serialized: `decide` gets the state that the previous change stored.
+        `decide` must be pure: it may run more than once, and in another thread. When it returns
+        None, nothing is stored. Raises TaskNotFound and any exception of `decide`; then nothing is
+        stored either.
         """
         ...
 
     async def get(self, external_task_id: str) -> Task:
-        """Return the task; raise TaskNotFound."""
+        """Return the task as last committed; raise TaskNotFound."""
         ...
 
     async def get_many(self, external_task_ids: Sequence[str]) -> list[Task]:
-        """Return those of these tasks that exist, in any order."""
+        """Return the tasks with these ids, in any order. Ids that do not exist are left out."""
         ...
 
     async def by_task_ids(self, vendor: str, task_ids: Sequence[str]) -> list[Task]:
-        """Return those of a vendor's tasks that it knows by these ids, in any order."""
+        """Return a vendor's tasks by the vendor's own task ids, in any order. Unknown ids are left out."""
         ...
 
     async def tasks(
         self, *, status: TaskStatus | None = None, vendor: str | None = None, before_id: str | None = None, limit: int
     ) -> list[Task]:
-        """Return tasks, the newest first; `before_id` continues behind that task."""
+        """Return up to `limit` tasks, newest first: by `created_at_ms`, then by id.
+
+        `before_id` is the last id of the previous page. A listing may miss the latest changes where
+        an engine's index lags (DynamoDB).
+        """
         ...
 
     async def open_tasks(self, vendor: str) -> int:
-        """Return how many of a vendor's tasks are between reservation and end."""
+        """Return the number of a vendor's open tasks: those that are reserved and have not ended."""
         ...
 
     async def events(self, external_task_id: str) -> list[Event]:
-        """Return a task's events in their order."""
+        """Return a task's events in the order of their `sequence`."""
         ...
 
     async def claim_polls(self, now_ms: int, lease_ms: int, limit: int) -> Claimed[Task]:
-        """Return tasks whose poll is due, the longest overdue first; no other claim returns them for `lease_ms`."""
+        """Lease up to `limit` tasks whose poll is due, the longest overdue first.
+
+        No other claim returns a leased task before `now_ms + lease_ms`. An `apply` that changes the
+        task ends the lease: the next poll is then due at the task's own `poll_at_ms`.
+        """
         ...
 
-    async def hasten(self, vendor: str, now_ms: int) -> int:
-        """Make every open task that the vendor has due for a poll now, and return how many there are."""
+    async def make_due(self, vendor: str, now_ms: int) -> int:
+        """Make a poll due now for every open task of a vendor that has a vendor task id; return their number.
+
+        Tasks that are due earlier stay due. A poll lease on such a task ends.
+        """
         ...
 
-    async def claim_deliveries(self, routes: Sequence[Route], now_ms: int, lease_ms: int) -> Claimed[Delivery]:
-        """Make deliveries of the events that no hook was given yet, then claim those that are due.
+    async def quarantine(self, entry: Quarantined) -> None:
+        """Store a body that could not be parsed. The same body of the same task is stored once: `times` grows."""
+        ...
 
-        Each route gets at most `room`. An event goes to every route that wants it; one that is
-        disabled gets it as dead. An ordered route gets no delivery while an earlier one of the same
-        task is due or under way. Each attempt counted is durable before it is returned.
+    def version(self) -> int:
+        """Return a change counter, to pass to `wait_for_change`."""
+        ...
+
+    async def wait_for_change(self, version: int, timeout_s: float | None) -> None:
+        """Return once any process committed a change since `version`, or after `timeout_s` seconds (None: no limit).
+
+        A reserve, apply, settle, replay or make_due is noticed at once by this process, and by others
+        within a second. The method may return although nothing changed: check, then wait again.
+        """
+        ...
+
+
+class Outbox(Protocol):
+    """Transactional outbox: turns events into deliveries to hooks, at least once."""
+
+    async def claim_deliveries(
+        self, subscriptions: Sequence[Subscription], now_ms: int, lease_ms: int
+    ) -> Claimed[Delivery]:
+        """Create deliveries for the events in the outbox, then lease due deliveries, up to each hook's `capacity`.
+
+        An event leaves the outbox with one delivery for each subscription that wants its type, even
+        when several workers claim at once. The delivery is due, or dead if the hook is disabled.
+
+        No other claim returns a leased delivery before `now_ms + lease_ms`. Its incremented
+        `attempts` is durable before it is returned.
+
+        For an ordered hook, a delivery is blocked until every earlier event of its task is done or
+        dead. Blocked deliveries take none of the capacity. A hook without capacity delays no other.
         """
         ...
 
     async def settle(self, delivery: Delivery, settlement: Settlement) -> bool:
-        """End a claim; return False when it was no longer held (its lease ended and another took it)."""
+        """End a claim: store its outcome if the claim is still held, and return whether it was.
+
+        Compare-and-set on `attempts`: nothing is stored if the lease expired and the delivery was
+        claimed again, or if the hook was disabled meanwhile. `disable_endpoint` takes effect either
+        way: the hook is disabled, and all of its due deliveries become dead.
+        """
         ...
 
     async def deliveries(self, *, hook: str | None, state: DeliveryState | None, limit: int) -> list[Delivery]:
-        """Return deliveries, the newest first."""
+        """Return up to `limit` deliveries, newest first; None does not filter."""
         ...
 
     async def replay(self, hook: str, now_ms: int, external_task_id: str | None = None) -> int:
-        """Make a hook's dead deliveries due again (one task's, or all), enable it, return how many."""
+        """Make a hook's dead letters due at `now_ms` (of one task, or all) and enable it; return their number.
+
+        Their `attempts` start again at 0.
+        """
         ...
 
     async def pause(self, hook: str, until_ms: int | None, reason: str = "") -> None:
-        """Note that nothing is attempted for a hook before `until_ms`, or (None) that it is again."""
+        """Record that a hook is paused until `until_ms`, or (None) that it is not.
+
+        Only `hook_states` reads it. Claims disregard it: the dispatcher lowers the hook's `capacity`.
+        """
         ...
 
-    async def hook_states(self, routes: Iterable[Route]) -> list[HookState]:
-        """Return what is known of each of these hooks."""
+    async def hook_states(self, subscriptions: Iterable[Subscription]) -> list[HookState]:
+        """Return the state of each of these hooks, in this order."""
         ...
 
-    async def quarantine(self, entry: Quarantined) -> None:
-        """Keep a body; the same body of the same task is kept once and counted."""
-        ...
+
+class Maintenance(Protocol):
+    """Operations: list the quarantine, copy to another engine, prune, count, close."""
 
     async def quarantined(self, limit: int) -> list[Quarantined]:
-        """Return what is in quarantine, the newest first."""
+        """Return up to `limit` quarantined bodies, newest first."""
         ...
 
     async def ids(self, after_id: str | None, limit: int) -> list[str]:
-        """Return the tasks' ids, in the ledger's own order; `after_id` continues behind that task."""
+        """Return up to `limit` task ids in the engine's own order; `after_id` is the last id of the previous page."""
         ...
 
     async def records(self, external_task_ids: Sequence[str]) -> list[Record]:
-        """Return these tasks, which exist, with all that hangs on them, in this order.
+        """Return these tasks, which must exist, with their events and deliveries, in this order.
 
-        Of an event that no hook was given yet, nothing tells: give it to them first (`claim_deliveries`).
+        A record does not show that an event is still in the outbox. Empty the outbox first
+        (`claim_deliveries`), or such an event is never delivered from the copy.
         """
         ...
 
     async def load(self, records: Sequence[Record]) -> None:
-        """Store what another ledger's `records` returned. For a ledger that nobody uses."""
+        """Store another ledger's `records` in a ledger that no other process uses yet."""
         ...
 
     async def disabled(self) -> list[Disabled]:
-        """Return the hooks that are disabled."""
+        """Return the disabled hooks, by name."""
         ...
 
     async def disable(self, entry: Disabled) -> None:
-        """Note that a hook is disabled."""
+        """Record that a hook is disabled. For copies: in operation, `settle` disables a hook."""
         ...
 
     async def prune(self, before_ms: int, limit: int) -> int:
-        """Delete up to `limit` tasks that have ended and were not updated since `before_ms`; return how many.
+        """Delete up to `limit` ended tasks that were last updated before `before_ms`; return their number.
 
-        Their events and deliveries go with them, and what quarantine keeps of that time. A task with
-        an event still on its way to a hook stays.
+        Their events and deliveries are deleted too, and bodies quarantined before `before_ms`. A task
+        with an event in the outbox or a due delivery is kept.
         """
         ...
 
     async def counts(self) -> Mapping[str, int]:
-        """Return how many open tasks there are by `task.<status>`, and `delivery.due`,
-        `delivery.dead` and `quarantine`. What has ended is not counted: that would cost more each day.
+        """Return `task.<status>` for open tasks, `delivery.due`, `delivery.dead` and `quarantine`.
+
+        Ended tasks are not counted: the cost would grow with the ledger.
         """
         ...
 
-    def mark(self) -> int:
-        """Return a mark of the ledger's present state, to wait from."""
-        ...
-
-    async def changed(self, mark: int, timeout_s: float | None) -> None:
-        """Return once any process has committed something since `mark`, or after `timeout_s` seconds."""
-        ...
-
     async def close(self) -> None:
-        """Finish what was begun and let go of the engine."""
+        """Finish pending writes, then release connections and threads."""
         ...
 
 
-def shown(url: str) -> str:
-    """Return a ledger's URL without its password and its options, for logs and messages."""
-    parts = urlsplit(url)
-    host = parts.netloc.rpartition("@")
-    user = f"{host[0].partition(':')[0]}@" if host[1] else ""
-    return f"{parts.scheme}://{user}{host[2]}{parts.path}"
-
-
-def open_ledger(url: str) -> Ledger:
-    """Open the ledger that `url` names; raise InvalidSettings, naming the remedy.
-
-    `sqlite:///relative.db` or `sqlite:////absolute.db`; `postgresql://user:password@host/database?schema=...`;
-    `dynamodb://table?region=...`.
-    """
-    scheme = urlsplit(url).scheme
-    if scheme == "dynamodb":
-        from submitter.ledger.dynamodb import DynamoLedger
-
-        return DynamoLedger(url)
-    if scheme == "sqlite" and url.startswith("sqlite:///") and len(url) > len("sqlite:///"):
-        from submitter.ledger.sqlite import SqliteLedger
-
-        return SqliteLedger(url.removeprefix("sqlite:///"))
-    if scheme in ("postgresql", "postgres"):
-        try:
-            from submitter.ledger.postgres import PostgresLedger
-        except ImportError as error:
-            remedy = "Install it: pip install 'kling-relay[postgres]'."
-            problem = Problem("KLING_RELAY_LEDGER", f"{scheme}://", f"needs the extra `postgres` ({error})", remedy)
-            raise InvalidSettings([problem]) from error
-
-        return PostgresLedger(url)
-    remedy = "Use sqlite:///relay.db, sqlite:////an/absolute/path.db, or one of the others."
-    limit = "sqlite:///path, postgresql://user:password@host/database or dynamodb://table?region=..."
-    raise InvalidSettings([Problem("KLING_RELAY_LEDGER", f"scheme {scheme!r}", limit, remedy)])
+class Ledger(Tasks, Outbox, Maintenance, Protocol):
+    """The whole protocol. Every method raises LedgerUnavailable when the engine does not answer."""

@@ -1,4 +1,4 @@
-"""Moving everything from one ledger to another, and making sure of it."""
+"""Copies a ledger into an empty one (migration between engines) and verifies the copy."""
 
 from collections.abc import Callable
 
@@ -9,11 +9,11 @@ from submitter.ledger.base import Ledger
 
 PAGE = 200
 QUARANTINE_MAX = 1_000_000
-REMEDY = "empty it, see that nobody uses either, and try again"
+REMEDY = "empty the target, stop every process that uses either ledger, and copy again"
 
 
-class Copied(msgspec.Struct, frozen=True):
-    """How much was copied, and found again in the other ledger."""
+class CopyReport(msgspec.Struct, frozen=True):
+    """How many tasks, events, deliveries and quarantined bodies were copied and verified."""
 
     tasks: int = 0
     events: int = 0
@@ -21,36 +21,40 @@ class Copied(msgspec.Struct, frozen=True):
     quarantined: int = 0
 
 
-async def copy(source: Ledger, target: Ledger, tell: Callable[[Copied], None] = lambda _: None) -> Copied:
-    """Copy everything of `source` into the empty `target`, then read it there and compare; return how much it was.
+async def copy(source: Ledger, target: Ledger, on_page: Callable[[CopyReport], None] = lambda _: None) -> CopyReport:
+    """Copy `source` into the empty `target`, read the copy back, and compare.
 
-    Nobody else may use them meanwhile, and every event must have been given to its hooks. Raises
-    LedgerUnavailable where the two differ.
+    No other process may use either ledger meanwhile, and the source's outbox must be empty.
+    `on_page` gets the totals so far. Raises LedgerUnavailable when the copy differs.
     """
-    copied = Copied()
+    copied = CopyReport()
     after: str | None = None
     while ids := await source.ids(after, PAGE):
         page = await source.records(ids)
         await target.load(page)
         if await target.records(ids) != page:
-            raise LedgerUnavailable(f"the copy differs from its source behind the task {after!r}; {REMEDY}")
+            raise LedgerUnavailable(f"the copy differs from its source after task {after!r}; {REMEDY}")
         after = ids[-1]
-        copied = Copied(
+        copied = CopyReport(
             copied.tasks + len(page),
             copied.events + sum(len(record.events) for record in page),
             copied.deliveries + sum(len(record.deliveries) for record in page),
         )
-        tell(copied)
-    if await _count(target) != copied.tasks:
-        raise LedgerUnavailable(f"the copy differs from its source: it has {await _count(target)} tasks; {REMEDY}")
+        on_page(copied)
+    count = await _count(target)
+    if count != copied.tasks:
+        raise LedgerUnavailable(
+            f"the copy differs from its source: it has {count} tasks instead of {copied.tasks}; {REMEDY}"
+        )
     for hook in await source.disabled():
         await target.disable(hook)
-    kept = await source.quarantined(QUARANTINE_MAX)
-    for entry in kept:
+    quarantined = await source.quarantined(QUARANTINE_MAX)
+    for entry in quarantined:
         await target.quarantine(entry)
-    if await target.disabled() != await source.disabled() or len(await target.quarantined(QUARANTINE_MAX)) != len(kept):
+    copied_quarantine = await target.quarantined(QUARANTINE_MAX)
+    if await target.disabled() != await source.disabled() or len(copied_quarantine) != len(quarantined):
         raise LedgerUnavailable(f"the copy's disabled hooks or quarantine differ from the source's; {REMEDY}")
-    return msgspec.structs.replace(copied, quarantined=len(kept))
+    return msgspec.structs.replace(copied, quarantined=len(quarantined))
 
 
 async def _count(ledger: Ledger) -> int:

@@ -1,0 +1,1 @@
+"""The sandbox: stand-ins for the vendors, offline, with faults on demand."""

@@ -1,4 +1,4 @@
-"""AIHubMax's stand-in. Its callbacks are as its sister platform documents them."""
+"""AIHubMax's stand-in (mock server). Its callbacks follow the documentation of its sister platform."""
 
 import uuid
 from typing import Any, ClassVar
@@ -8,7 +8,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from submitter.sandbox.base import Job, Sandbox
-from submitter.sandbox.studio import Asked, MediaRules, Refusal
+from submitter.sandbox.studio import MediaRules, Refusal, RenderRequest
 
 STATUS = {"submitted": "pending", "processing": "processing", "succeeded": "completed", "failed": "failed"}
 ERRORS = {
@@ -27,7 +27,7 @@ RULES = MediaRules(image_mb=10, image_inline=False)
 
 
 class AIHubMaxSandbox(Sandbox):
-    """The state of the stand-in and its routes."""
+    """AIHubMax's video generation API, with its task queries and callbacks."""
 
     name: ClassVar[str] = "aihubmax"
     retry_after_s: ClassVar[tuple[float, ...]] = (1, 2, 4)
@@ -45,8 +45,8 @@ class AIHubMaxSandbox(Sandbox):
         status, kind = ERRORS[refusal.kind]
         return JSONResponse({"error": {"message": refusal.message, "type": kind}}, status)
 
-    def tells(self, job: Job) -> Any:
-        """On completion only."""
+    def callback_body(self, job: Job) -> Any:
+        """Return the task once it has ended; no other status is reported."""
         return None if job.is_open else self._task(job)
 
     async def _create(self, request: Request) -> dict[str, Any]:
@@ -57,7 +57,7 @@ class AIHubMaxSandbox(Sandbox):
             raise Refusal("invalid", "model, mode or keep_original_sound is not valid")
         orientation = body.get("character_orientation", "image")
         job = await self.create(
-            Asked(
+            RenderRequest(
                 model=model,
                 prompt=body.get("prompt", ""),
                 image=body.get("image_url"),
@@ -73,7 +73,7 @@ class AIHubMaxSandbox(Sandbox):
         return self._task(job)
 
     async def _query(self, request: Request) -> dict[str, Any]:
-        return self._task(self.asked_about(request.path_params["id"]))
+        return self._task(self.queried_job(request.path_params["id"]))
 
     def _task(self, job: Job) -> dict[str, Any]:
         task: dict[str, Any] = {

@@ -1,7 +1,8 @@
-"""The sandbox: an ASGI app that stands in for the vendors, offline.
+"""The sandbox: an ASGI app with the vendors' stand-ins (mock servers), offline.
 
-POST /sandbox/faults   turns faults on (the fields of `Faults`; {} turns all off)
-GET  /sandbox/state    what was asked for, created and told
+/{vendor}/...           the vendor's API
+POST /sandbox/faults    sets the faults (the fields of `Faults`; {} clears all)
+GET  /sandbox/state     shows counts, faults, and each task with its queries and callbacks
 """
 
 from collections.abc import AsyncIterator, Iterable
@@ -15,29 +16,30 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route
 
 from submitter.errors import InvalidSettings, Problem
-from submitter.installed import vendors
 from submitter.sandbox.base import Sandbox
 from submitter.sandbox.faults import Faults
+from submitter.vendors.registry import vendors
 
 
 def sandbox_class(vendor: str) -> type[Sandbox]:
-    """Return the stand-in of a vendor; raise InvalidSettings when it has none."""
+    """Return the class of a vendor's stand-in; raise InvalidSettings when it has none."""
     setup = vendors().get(vendor)
     if setup is None or setup.sandbox is None:
-        able = ", ".join(name for name, known in vendors().items() if known.sandbox)
-        raise InvalidSettings([Problem("vendor", repr(vendor), f"one of {able}", "Choose one that has a stand-in.")])
+        available = ", ".join(name for name, known in vendors().items() if known.sandbox)
+        remedy = "Choose a vendor that has a stand-in."
+        raise InvalidSettings([Problem("vendor", repr(vendor), f"one of {available}", remedy)])
     module, _, name = setup.sandbox.partition(":")
     found: type[Sandbox] = getattr(import_module(module), name)
     return found
 
 
 def create_sandbox(sandboxes: Iterable[Sandbox], *, base_url: str) -> Starlette:
-    """Make the app; `base_url` is where it can be reached, for the URLs of its results.
+    """Create the app. `base_url` is its own URL, which result URLs begin with.
 
-    Each vendor is at `/{vendor}`, and at the root as well, where the first of those with one API answers.
+    Each vendor is at `/{vendor}`, and at the root as well: there the first stand-in with the route answers.
     """
-    standing = list(sandboxes)
-    for sandbox in standing:
+    stand_ins = list(sandboxes)
+    for sandbox in stand_ins:
         sandbox.base_url = f"{base_url.rstrip('/')}/{sandbox.name}"
 
     async def set_faults(request: Request) -> Response:
@@ -45,7 +47,7 @@ def create_sandbox(sandboxes: Iterable[Sandbox], *, base_url: str) -> Starlette:
             faults = msgspec.json.decode(await request.body() or b"{}", type=Faults)
         except msgspec.DecodeError as error:
             return JSONResponse({"error": f"{error}. Faults are {', '.join(Faults.__struct_fields__)}."}, 400)
-        for sandbox in standing:
+        for sandbox in stand_ins:
             sandbox.set_faults(faults)
         return JSONResponse(msgspec.to_builtins(faults))
 
@@ -54,29 +56,29 @@ def create_sandbox(sandboxes: Iterable[Sandbox], *, base_url: str) -> Starlette:
             {
                 "vendor": sandbox.name,
                 "id": job.id,
-                "external_task_id": job.asked.external_id,
+                "external_task_id": job.request.external_id,
                 "status": job.status,
                 "queries": job.queries,
                 "callbacks": job.callbacks,
             }
-            for sandbox in standing
+            for sandbox in stand_ins
             for job in sandbox.jobs.values()
         ]
-        counts = {sandbox.name: sandbox.counts for sandbox in standing}
-        return JSONResponse({"counts": counts, "faults": msgspec.to_builtins(standing[0].faults), "tasks": tasks})
+        counts = {sandbox.name: sandbox.counts for sandbox in stand_ins}
+        return JSONResponse({"counts": counts, "faults": msgspec.to_builtins(stand_ins[0].faults), "tasks": tasks})
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         yield
-        for sandbox in standing:
+        for sandbox in stand_ins:
             await sandbox.close()
 
     return Starlette(
         routes=[
             Route("/sandbox/faults", set_faults, methods=["POST"]),
             Route("/sandbox/state", show_state),
-            *(Mount(f"/{one.name}", routes=[*one.routes(), one.result_route()]) for one in standing),
-            *(route for one in standing for route in one.routes()),
+            *(Mount(f"/{one.name}", routes=[*one.routes(), one.result_route()]) for one in stand_ins),
+            *(route for one in stand_ins for route in one.routes()),
         ],
         lifespan=lifespan,
     )

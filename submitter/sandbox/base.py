@@ -1,7 +1,7 @@
-"""What every vendor's stand-in is made of: tasks and their lives, real media, faults, callbacks.
+"""Base class of the vendors' stand-ins (mock servers): task lifecycle, real media, callbacks, fault injection.
 
 A stand-in is written from the vendor's documentation and shares no code with the adapter that it
-tests. It subclasses `Sandbox` with the vendor's routes and words; everything else is here.
+tests. It subclasses `Sandbox` with the vendor's routes, statuses and error codes; the rest is here.
 """
 
 import asyncio
@@ -20,19 +20,23 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from submitter.sandbox.faults import Dice, Faults
-from submitter.sandbox.studio import Asked, MediaRules, Refusal, Studio
+from submitter.sandbox.studio import MediaRules, Refusal, RenderRequest, Studio
 
 API_KEY = "sandbox-key"
 log = structlog.get_logger("sandbox")
 
 
 class Job:
-    """One task of a stand-in: `submitted`, `processing`, then `succeeded` or `failed`."""
+    """One task of a stand-in: `submitted`, `processing`, then `succeeded` or `failed`.
 
-    def __init__(self, id: str, asked: Asked, wire: int) -> None:
+    `api_version` is the generation of the API that created it. `callbacks` lists the callbacks that
+    were sent, each as `status:HTTP status` or `status:error`.
+    """
+
+    def __init__(self, id: str, request: RenderRequest, api_version: int) -> None:
         self.id = id
-        self.asked = asked
-        self.wire = wire
+        self.request = request
+        self.api_version = api_version
         self.status = "submitted"
         self.message = ""
         self.created_ms = self.updated_ms = now_ms()
@@ -45,23 +49,27 @@ class Job:
 
     @property
     def is_open(self) -> bool:
-        """Whether it holds a slot."""
+        """Whether it has not ended, and so occupies a slot."""
         return self.status in ("submitted", "processing")
 
 
-class Told(NamedTuple):
-    """What is told of a task at one status."""
+class Notification(NamedTuple):
+    """A callback (or stream event) to send: the task's status at that time, and the encoded body."""
 
     status: str
     body: bytes
 
 
 class Sandbox(ABC):
-    """The state of one vendor's stand-in. A subclass gives its routes and its words."""
+    """One vendor's stand-in: its tasks, its faults and its counts.
+
+    A subclass defines `name`, `routes`, `refuse` and `callback_body`, and overrides the rest where
+    its vendor differs.
+    """
 
     name: ClassVar[str]
     retry_after_s: ClassVar[tuple[float, ...]] = ()
-    """The pauses before a callback that got no 2xx is sent again, in paces of the sandbox."""
+    """Backoff of a callback that was not answered 2xx: the pause before each retry, in multiples of `pace_s`."""
 
     def __init__(
         self, *, faults: Faults | None = None, pace_s: float = 1.0, slots: int = 5, secret: str | None = None
@@ -72,7 +80,7 @@ class Sandbox(ABC):
         self.secret = secret
         self.base_url = ""
         self.jobs: dict[str, Job] = {}
-        self.by_external: dict[str, Job] = {}
+        self.by_external_id: dict[str, Job] = {}
         self.counts: Counter[str] = Counter()
         self._dice = Dice(self.faults.seed)
         self._numbers = itertools.count(time.time_ns() // 10)
@@ -80,68 +88,69 @@ class Sandbox(ABC):
         self._studio = Studio()
         self._client = httpx.AsyncClient(timeout=15, trust_env=False)
 
-    # -- what a vendor's own file says ---------------------------------------------------------
+    # -- the vendor's API: to implement or override --------------------------------------------
 
     @abstractmethod
     def routes(self) -> list[Route]:
-        """Return the API's routes."""
+        """Return the routes of the vendor's API."""
 
     def new_id(self) -> str:
         """Return the id of a new task."""
-        return str(next(self._numbers))  # 18 digits, longer than 2^53, as Kling's are
+        return str(next(self._numbers))  # 18 digits, more than 2^53, like Kling's ids
 
     @abstractmethod
     def refuse(self, refusal: Refusal) -> Response:
-        """Return the answer that refuses a request, in the vendor's words."""
+        """Return the vendor's error response for a refusal."""
 
     @abstractmethod
-    def tells(self, job: Job) -> Any:
-        """Return what the vendor tells by itself of a task as it is now, or None when it tells nothing."""
+    def callback_body(self, job: Job) -> Any:
+        """Return the body of a callback (or stream event) about the task now, or None when the vendor sends none."""
 
     def sign(self, content: bytes) -> dict[str, str]:
-        """Return the headers of a callback."""
+        """Return the headers of a callback with this body, with a signature where the vendor signs."""
         return {"content-type": "application/json"}
 
     def authenticate(self, request: Request) -> None:
-        """Raise the Refusal of a request that brings no right key."""
+        """Raise Refusal unless the request has the right API key."""
         if request.headers.get("authorization") != f"Bearer {API_KEY}":
             raise Refusal("key", "invalid api key")
 
-    async def tell(self, job: Job, told: Told) -> None:
-        """Tell one thing: by a callback, unless the vendor has another way."""
-        url = job.asked.callback_url
+    async def notify(self, job: Job, notification: Notification) -> None:
+        """Send a callback, with retries. A vendor with an event stream overrides this."""
+        url = job.request.callback_url
         if not url:
             return
+        body = notification.body
         for pause in (0.0, *self.retry_after_s):
             await asyncio.sleep(pause * self.pace_s)
-            if 200 <= await self.post(job, told.status, url, told.body, self.sign(told.body)) < 300:
+            if 200 <= await self.post(job, notification.status, url, body, self.sign(body)) < 300:
                 break
-        if self._dice.falls(self.faults.forge):
-            await self.forge(job, told, url)
+        if self._dice.happens(self.faults.forge):
+            await self.send_forged(job, notification, url)
 
-    # -- the settings that lead here -----------------------------------------------------------
+    # -- settings ------------------------------------------------------------------------------
 
     def environ(self) -> dict[str, str]:
-        """Return the environment that makes a relay use this stand-in."""
+        """Return the environment variables that point kling-relay to this stand-in."""
         prefix = self.name.upper()
         return {f"{prefix}_API_KEY": API_KEY, f"{prefix}_BASE_URL": self.base_url}
 
     def set_faults(self, faults: Faults) -> None:
-        """Turn these faults on, and begin their dice anew."""
+        """Replace the active faults, and reset the random draws to their seed."""
         self.faults, self._dice = faults, Dice(faults.seed)
 
     async def close(self) -> None:
-        """Stop every task."""
+        """Cancel every running task, and close the connections."""
         for running in self._running:
             running.cancel()
         await asyncio.gather(*self._running, return_exceptions=True)
         await self._client.aclose()
         await self._studio.close()
 
-    # -- the door -----------------------------------------------------------------------------
+    # -- requests -----------------------------------------------------------------------------
 
     def route(self, path: str, handler: Callable[[Request], Awaitable[Any]], method: str) -> Route:
-        """Return a route whose handler gives JSON, or raises Refusal."""
+        """Return an authenticated route; its handler returns JSON or a Response, or raises Refusal."""
 
         async def guarded(request: Request) -> Response:
             try:
@@ -155,7 +164,7 @@ class Sandbox(ABC):
         return Route(path, guarded, methods=[method])
 
     def result_route(self) -> Route:
-        """Return the route of the results."""
+        """Return the route that serves result videos."""
 
         async def result(request: Request) -> Response:
             job = self.jobs.get(request.path_params["id"])
@@ -168,11 +177,11 @@ class Sandbox(ABC):
         return Route("/results/{id}.mp4", result, methods=["GET"])
 
     def result_url(self, job: Job) -> str:
-        """Return where a task's result can be fetched."""
+        """Return the URL of a task's result video."""
         return f"{self.base_url}/results/{job.id}.mp4"
 
     async def json(self, request: Request) -> dict[str, Any]:
-        """Return a request's body; raise Refusal when it is no object."""
+        """Return the JSON object in a request's body; raise Refusal for anything else."""
         try:
             body = await request.json()
         except (ValueError, ClientDisconnect) as error:
@@ -181,8 +190,8 @@ class Sandbox(ABC):
             raise Refusal("invalid", "the body is not an object")
         return body
 
-    def asked_about(self, id: str) -> Job:
-        """Return the task that a query asks about; raise Refusal when it is not there."""
+    def queried_job(self, id: str) -> Job:
+        """Return the task of a query, and count the query; raise Refusal when there is no such task."""
         job = self.jobs.get(id)
         if job is None or job.is_forgotten:
             raise Refusal("absent", f"task {id} not found")
@@ -190,98 +199,100 @@ class Sandbox(ABC):
         return job
 
     def count_query(self, jobs: list[Job]) -> None:
-        """Note that one query asked about these tasks."""
+        """Count one query of these tasks."""
         self.counts["queries"] += 1
         for job in jobs:
             job.queries += 1
 
     # -- create -------------------------------------------------------------------------------
 
-    async def create(self, asked: Asked, rules: MediaRules, *, wire: int = 1) -> Job:
-        """Check what is asked for, and begin the task; raise Refusal. An own id makes one task at the most."""
+    async def create(self, request: RenderRequest, rules: MediaRules, *, api_version: int = 1) -> Job:
+        """Validate a create request and start its task; raise Refusal. An external id creates at most one task."""
         if self.faults.refuse:
-            raise Refusal(self.faults.refuse, f"no {self.faults.refuse} (a fault that is on)")
-        image, video = await self._studio.check(asked, rules)
-        # No await from here to the job's birth: two creates with one id must not both pass.
-        if asked.external_id in self.by_external:
-            raise Refusal("invalid", f"External_task_id {asked.external_id} already exists")
+            raise Refusal(self.faults.refuse, f"no {self.faults.refuse} (injected fault)")
+        image, video = await self._studio.check(request, rules)
+        # No await from this check until the job is registered: of two creates with one id only one may pass.
+        if request.external_id in self.by_external_id:
+            raise Refusal("invalid", f"External_task_id {request.external_id} already exists")
         if sum(job.is_open for job in self.jobs.values()) >= self.slots:
             raise Refusal("capacity", "parallel task over resource pack limit")
-        job = Job(self.new_id(), asked, wire)
+        job = Job(self.new_id(), request, api_version)
         self.jobs[job.id] = job
-        if asked.external_id:
-            self.by_external[asked.external_id] = job
+        if request.external_id:
+            self.by_external_id[request.external_id] = job
         self.counts["created"] += 1
-        log.info("sandbox.created", vendor=self.name, task_id=job.id, external_task_id=asked.external_id)
+        log.info("sandbox.created", vendor=self.name, task_id=job.id, external_task_id=request.external_id)
         running = asyncio.create_task(self._run(job, image, video))
         self._running.add(running)
         running.add_done_callback(self._running.discard)
-        await self._answer_badly()
+        await self._inject_create_faults()
         return job
 
-    async def _answer_badly(self) -> None:
-        if self._dice.falls(self.faults.create_never):
+    async def _inject_create_faults(self) -> None:
+        """Delay or lose the answer to a create that was accepted."""
+        if self._dice.happens(self.faults.create_never):
             await asyncio.sleep(3600)
-        if self._dice.falls(self.faults.create_late):
+        if self._dice.happens(self.faults.create_late):
             await asyncio.sleep(self.faults.late_s)
-        if self._dice.falls(self.faults.create_5xx):
+        if self._dice.happens(self.faults.create_5xx):
             raise Refusal("outage", "internal server error")
 
-    # -- the life of a task -------------------------------------------------------------------
+    # -- task lifecycle -----------------------------------------------------------------------
 
     async def _run(self, job: Job, image: bytes, video: bytes) -> None:
-        held: list[Told] = []
-        reordered = self._dice.falls(self.faults.reorder)
-        rendering = asyncio.create_task(self._studio.render(job.asked, image, video))
-        await self._tell(job, held, hold=False)
+        held: list[Notification] = []
+        reordered = self._dice.happens(self.faults.reorder)
+        rendering = asyncio.create_task(self._studio.render(job.request, image, video))
+        await self._notify(job, held, hold=False)
         await asyncio.sleep(self.pace_s)
-        self._turn(job, "processing")
-        await self._tell(job, held, hold=reordered)
+        self._set_status(job, "processing")
+        await self._notify(job, held, hold=reordered)
         await asyncio.sleep(2 * self.pace_s)
         job.result, job.duration_s = await rendering
-        if not job.is_open:  # it was cancelled
+        if not job.is_open:  # cancelled meanwhile
             return
-        if self._dice.falls(self.faults.fail):
+        if self._dice.happens(self.faults.fail):
             job.message = self.faults.fail_reason
-            self._turn(job, "failed")
+            self._set_status(job, "failed")
         else:
-            job.has_url = not self._dice.falls(self.faults.no_url)
-            self._turn(job, "succeeded")
-        job.is_forgotten = self._dice.falls(self.faults.forget)
-        await self._tell(job, held, hold=False)
+            job.has_url = not self._dice.happens(self.faults.no_url)
+            self._set_status(job, "succeeded")
+        job.is_forgotten = self._dice.happens(self.faults.forget)
+        await self._notify(job, held, hold=False)
 
-    def _turn(self, job: Job, status: str) -> None:
+    def _set_status(self, job: Job, status: str) -> None:
         job.status = status
         job.updated_ms = max(now_ms(), job.updated_ms + 1)
-        log.info("sandbox.task", vendor=self.name, task_id=job.id, status=status, tells=self.tells(job) is not None)
+        notifies = self.callback_body(job) is not None
+        log.info("sandbox.task", vendor=self.name, task_id=job.id, status=status, notifies=notifies)
 
-    async def _tell(self, job: Job, held: list[Told], *, hold: bool) -> None:
-        """Tell of the task's present status, and of those that were held back for it."""
-        value = self.tells(job)
-        if value is None:
+    async def _notify(self, job: Job, held: list[Notification], *, hold: bool) -> None:
+        """Send the notification of the current status, then the held ones; with `hold`, hold it back instead."""
+        body = self.callback_body(job)
+        if body is None:
             return
-        told = Told(job.status, msgspec.json.encode(value))
+        current = Notification(job.status, msgspec.json.encode(body))
         if hold:
-            held.append(told)
+            held.append(current)
             return
-        for one in (told, *held):
-            if self._dice.falls(self.faults.drop):
+        for notification in (current, *held):
+            if self._dice.happens(self.faults.drop):
                 self.counts["callbacks_dropped"] += 1
                 continue
-            for _ in range(2 if self._dice.falls(self.faults.repeat) else 1):
+            for _ in range(2 if self._dice.happens(self.faults.repeat) else 1):
                 if self.faults.delay_s:
                     await asyncio.sleep(self.faults.delay_s)
-                await self.tell(job, one)
+                await self.notify(job, notification)
         held.clear()
 
-    async def forge(self, job: Job, told: Told, url: str) -> None:
-        """Send a false callback to a wrong URL."""
+    async def send_forged(self, job: Job, notification: Notification, url: str) -> None:
+        """Send a forged callback to a URL with a wrong token."""
         last = "A" if url[-1] != "A" else "B"
-        false = told.body.replace(told.status.encode(), b"failed")
-        await self.post(job, "forged", url[:-1] + last, false, self.sign(false))
+        forged = notification.body.replace(notification.status.encode(), b"failed")
+        await self.post(job, "forged", url[:-1] + last, forged, self.sign(forged))
 
     async def post(self, job: Job, status: str, url: str, content: bytes, headers: dict[str, str]) -> int:
-        """Send one callback, note its answer, and return its status (0: none)."""
+        """Send one callback, record its outcome, and return the HTTP status (0: no response)."""
         self.counts["callbacks"] += 1
         try:
             answer = await self._client.post(url, content=content, headers=headers)
@@ -293,5 +304,5 @@ class Sandbox(ABC):
 
 
 def now_ms() -> int:
-    """Return Unix milliseconds."""
+    """Return the time in Unix milliseconds."""
     return time.time_ns() // 1_000_000

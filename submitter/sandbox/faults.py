@@ -1,4 +1,4 @@
-"""What the sandbox does wrong on demand. Rates are from 0 to 1, drawn for each create or callback."""
+"""Fault injection settings of the sandbox. A rate is a probability from 0 to 1, drawn per create or callback."""
 
 import random
 from typing import Literal
@@ -7,16 +7,16 @@ import msgspec
 
 
 class Faults(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The faults that are on. Set by flags, or by `POST /sandbox/faults` with any of these fields.
+    """The active faults, set by `--fault NAME=VALUE` or by `POST /sandbox/faults` with any of these fields.
 
-    Callbacks and streams: `drop` loses one report, `repeat` sends one twice, `reorder` sends a
-    task's end before its beginning, `forge` sends false ones beside the true (a wrong URL, and a
-    wrong signature), `delay_s` holds each back, `hang_up` closes the stream after an event.
-    Create: `create_late` answers `late_s` after accepting, `create_5xx` answers 500 after
-    accepting, `create_never` accepts and does not answer; `refuse` names why every create is
-    refused: balance, permission, capacity, rate or maintenance. Results: `no_url` succeeds
-    without one, `fail` fails with `fail_reason`, `forget` drops a finished task (queries for it
-    get 404), `expire_s` is how long a result can be fetched.
+    Callbacks and streams: `drop` loses one, `repeat` sends one twice, `reorder` sends a task's end
+    before its `processing`, `forge` sends forged ones besides the true one (with a wrong URL, and with
+    a wrong signature), `delay_s` delays each by seconds, `hang_up` closes the stream after an event.
+    Create: `create_late` answers `late_s` seconds after accepting, `create_5xx` answers 500 after
+    accepting, `create_never` accepts and does not answer, `refuse` refuses every create for a reason:
+    balance, permission, capacity, rate or maintenance. Results: `no_url` succeeds without a URL,
+    `fail` fails with `fail_reason`, `forget` removes an ended task (queries for it get 404),
+    `expire_s` is how many seconds a result can be downloaded. `seed` makes the draws repeatable.
     """
 
     drop: float = 0
@@ -39,11 +39,11 @@ class Faults(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class Dice:
-    """Draws by rates, repeatably."""
+    """Seeded random draws: the same seed gives the same faults."""
 
     def __init__(self, seed: int) -> None:
-        self._random = random.Random(seed)  # noqa: S311 - repeatable on purpose
+        self._random = random.Random(seed)  # noqa: S311 - repeatable, not for cryptography
 
-    def falls(self, rate: float) -> bool:
-        """Draw once with probability `rate`."""
+    def happens(self, rate: float) -> bool:
+        """Return True with probability `rate`; a rate of 0 draws nothing."""
         return rate > 0 and self._random.random() < rate

@@ -1,4 +1,4 @@
-"""Kling's stand-in: both generations of its API. Not Kling.
+"""Kling's stand-in (mock server): both generations of its API (v1 and v2). Not Kling.
 
 It is written from the documentation and shares no code with the adapter that it tests.
 """
@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from submitter.sandbox.base import Job, Sandbox, Told, now_ms
+from submitter.sandbox.base import Job, Notification, Sandbox, now_ms
 from submitter.sandbox.kling_wire import (
     CODES,
     CodedRefusal,
@@ -25,7 +25,7 @@ from submitter.sandbox.kling_wire import (
     task_v1,
     units,
 )
-from submitter.sandbox.studio import Asked, MediaRules, Refusal
+from submitter.sandbox.studio import MediaRules, Refusal, RenderRequest
 
 V1 = "/v1/videos/motion-control"
 RULES_V2 = MediaRules()
@@ -33,7 +33,7 @@ RULES_V1 = MediaRules(image_mb=10, image_max=65536)
 
 
 class KlingSandbox(Sandbox):
-    """The state of the stand-in and its routes."""
+    """Kling's motion control API, with queries, account costs, and callbacks that it can sign."""
 
     name: ClassVar[str] = "kling"
 
@@ -61,9 +61,9 @@ class KlingSandbox(Sandbox):
         takes_jwt = any(part in request.url.path for part in (V1, "/account/"))
         authenticate(request.headers.get("authorization", ""), takes_jwt)
 
-    def tells(self, job: Job) -> Any:
+    def callback_body(self, job: Job) -> Any:
         url = self.result_url(job)
-        return element(job, url) if job.wire == 2 else callback_v1(job, url)
+        return element(job, url) if job.api_version == 2 else callback_v1(job, url)
 
     def sign(self, content: bytes) -> dict[str, str]:
         headers = super().sign(content)
@@ -74,12 +74,13 @@ class KlingSandbox(Sandbox):
         signature = base64.b64encode(hmac.digest(key, f"{id}.{timestamp}.".encode() + content, "sha256")).decode()
         return headers | {"webhook-id": id, "webhook-timestamp": timestamp, "webhook-signature": f"v1,{signature}"}
 
-    async def forge(self, job: Job, told: Told, url: str) -> None:
-        await super().forge(job, told, url)
+    async def send_forged(self, job: Job, notification: Notification, url: str) -> None:
+        """Send forged callbacks: one to a wrong URL and, if callbacks are signed, one with a wrong signature."""
+        await super().send_forged(job, notification, url)
         if self.secret:
-            false = told.body.replace(told.status.encode(), b"failed")
-            headers = self.sign(false) | {"webhook-signature": "v1," + base64.b64encode(bytes(32)).decode()}
-            await self.post(job, "forged", url, false, headers)
+            forged = notification.body.replace(notification.status.encode(), b"failed")
+            headers = self.sign(forged) | {"webhook-signature": "v1," + base64.b64encode(bytes(32)).decode()}
+            await self.post(job, "forged", url, forged, headers)
 
     def environ(self) -> dict[str, str]:
         return super().environ() | ({"KLING_WEBHOOK_SECRET": self.secret} if self.secret else {})
@@ -108,7 +109,7 @@ class KlingSandbox(Sandbox):
         audio, resolution = settings.get("audio", "original"), settings.get("resolution", "720p")
         if audio not in ("original", "off") or resolution not in ("720p", "1080p"):
             raise Refusal("invalid", "audio must be original or off, resolution 720p or 1080p")
-        asked = Asked(
+        render_request = RenderRequest(
             model=model,
             prompt=(by_type.get("prompt") or [{}])[0].get("text", ""),
             image=(by_type.get("image") or [{}])[0].get("url"),
@@ -121,7 +122,7 @@ class KlingSandbox(Sandbox):
             external_id=options.get("external_task_id"),
         )
         elements = [one.get("element_id") for one in by_type.get("element", [])]
-        return created_v2(await self._create(asked, elements, 2, RULES_V2))
+        return created_v2(await self._create(render_request, elements, 2, RULES_V2))
 
     async def _create_v1(self, request: Request) -> dict[str, Any]:
         body = await self.json(request)
@@ -132,7 +133,7 @@ class KlingSandbox(Sandbox):
         elements = [one.get("element_id") for one in body.get("element_list") or []]
         if not all(isinstance(one, int) for one in elements):
             raise Refusal("invalid", "element_id must be a number")
-        asked = Asked(
+        render_request = RenderRequest(
             model=model,
             prompt=body.get("prompt", ""),
             image=body.get("image_url"),
@@ -144,22 +145,24 @@ class KlingSandbox(Sandbox):
             callback_url=body.get("callback_url"),
             external_id=body.get("external_task_id"),
         )
-        job = await self._create(asked, elements, 1, RULES_V1)
+        job = await self._create(render_request, elements, 1, RULES_V1)
         return {
             "task_id": job.id,
-            "task_info": {"external_task_id": job.asked.external_id or ""},
+            "task_info": {"external_task_id": job.request.external_id or ""},
             "task_status": job.status,
             "created_at": job.created_ms,
             "updated_at": job.updated_ms,
         }
 
-    async def _create(self, asked: Asked, elements: list[Any], wire: int, rules: MediaRules) -> Job:
-        if asked.external_id == "":
+    async def _create(
+        self, render_request: RenderRequest, elements: list[Any], api_version: int, rules: MediaRules
+    ) -> Job:
+        if render_request.external_id == "":
             raise Refusal("invalid", "external_task_id must not be empty")
-        if len(elements) > 1 or (elements and (asked.orientation != "video" or asked.model != "3.0")):
+        if len(elements) > 1 or (elements and (render_request.orientation != "video" or render_request.model != "3.0")):
             raise Refusal("invalid", "at most one element, of 3.0, and only with character_orientation video")
-        asked.limit_s = 30 if asked.orientation == "video" else 10
-        return await self.create(asked, rules, wire=wire)
+        render_request.limit_s = 30 if render_request.orientation == "video" else 10
+        return await self.create(render_request, rules, api_version=api_version)
 
     # -- queries ------------------------------------------------------------------------------
 
@@ -170,7 +173,7 @@ class KlingSandbox(Sandbox):
         ids = request.query_params[given[0]].split(",")
         if len(ids) > 20:
             raise Refusal("invalid", "at most 20 ids")
-        table = self.jobs if given[0] == "task_ids" else self.by_external
+        table = self.jobs if given[0] == "task_ids" else self.by_external_id
         found = [table[id] for id in ids if id in table]
         self.count_query(found)
         return [element(job, self.result_url(job)) for job in found]
@@ -196,7 +199,7 @@ class KlingSandbox(Sandbox):
 
     async def _query_v1(self, request: Request) -> dict[str, Any]:
         id = request.path_params["id"]
-        job = self.jobs.get(id) or self.by_external.get(id)
+        job = self.jobs.get(id) or self.by_external_id.get(id)
         if job is None:
             raise Refusal("absent", f"Task {id} not found")
         self.count_query([job])

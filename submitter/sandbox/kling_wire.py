@@ -1,4 +1,4 @@
-"""What Kling's stand-in says: tasks in both generations' forms, the error table, authentication."""
+"""Wire format of Kling's stand-in: tasks in both API generations, the error table, authentication."""
 
 import base64
 import hmac
@@ -28,7 +28,7 @@ CODES: dict[str, tuple[int, int]] = {
 
 
 class CodedRefusal(Refusal):
-    """One row of the error table."""
+    """A refusal with Kling's HTTP status and error code."""
 
     def __init__(self, http_status: int, code: int, message: str) -> None:
         super().__init__("invalid", message)
@@ -36,14 +36,14 @@ class CodedRefusal(Refusal):
 
 
 def element(job: Job, url: str) -> dict[str, Any]:
-    """Return a task as the current API says it, in queries and callbacks."""
+    """Return a task in the form of the current API (v2), for queries and callbacks."""
     element: dict[str, Any] = {
         "id": job.id,
         "status": job.status,
         "message": job.message,
         "create_time": job.created_ms,
         "update_time": job.updated_ms,
-        "external_id": job.asked.external_id or "",
+        "external_id": job.request.external_id or "",
         "outputs": [],
         "billing": [],
     }
@@ -51,7 +51,7 @@ def element(job: Job, url: str) -> dict[str, Any]:
         output = {"type": "video", "id": f"{job.id}-1", "duration": f"{job.duration_s:.3f}"}
         if job.has_url:
             output["url"] = url
-        if job.asked.watermark:
+        if job.request.watermark:
             output["watermark_url"] = f"{url}?watermark=1"
         element["outputs"] = [output]
         element["billing"] = [{"charge_type": "unit", "amount": units(job), "package_type": "video"}]
@@ -59,14 +59,14 @@ def element(job: Job, url: str) -> dict[str, Any]:
 
 
 def callback_v1(job: Job, url: str) -> dict[str, Any]:
-    """Return a task as the older API calls back."""
+    """Return a task as the body of a callback of the older API (v1)."""
     body: dict[str, Any] = {
         "task_id": job.id,
         "task_status": "succeed" if job.status == "succeeded" else job.status,
         "task_status_msg": job.message,
         "created_at": job.created_ms,
         "updated_at": job.updated_ms,
-        "task_info": {"external_task_id": job.asked.external_id or ""},
+        "task_info": {"external_task_id": job.request.external_id or ""},
         "task_result": {"images": [], "videos": []},
     }
     if job.status == "succeeded":
@@ -79,34 +79,34 @@ def callback_v1(job: Job, url: str) -> dict[str, Any]:
 
 
 def task_v1(job: Job, url: str) -> dict[str, Any]:
-    """Return a task as the older API answers a query."""
+    """Return a task as the older API (v1) answers a query."""
     task = callback_v1(job, url)
-    task["watermark_info"] = {"enabled": job.asked.watermark}
-    if job.asked.watermark:
+    task["watermark_info"] = {"enabled": job.request.watermark}
+    if job.request.watermark:
         for video in task["task_result"]["videos"]:
             video["watermark_url"] = f"{url}?watermark=1"
     return task
 
 
 def units(job: Job) -> str:
-    """Return what a task costs: seconds rounded to the nearest whole, by model and resolution."""
+    """Return the cost of a task in units: seconds, rounded half up, times the rate of its model and resolution."""
     seconds = Decimal(str(job.duration_s)).quantize(Decimal(1), ROUND_HALF_UP)
-    return str(seconds * Decimal(RATES[job.asked.model, job.asked.resolution]))
+    return str(seconds * Decimal(RATES[job.request.model, job.request.resolution]))
 
 
 def created_v2(job: Job) -> dict[str, Any]:
-    """Return the current API's answer to create."""
+    """Return the answer of the current API (v2) to a create."""
     return {
         "id": job.id,
         "status": job.status,
         "create_time": job.created_ms,
         "update_time": job.updated_ms,
-        "external_id": job.asked.external_id or "",
+        "external_id": job.request.external_id or "",
     }
 
 
-def authenticate(authorization: str, jwt_is_taken: bool) -> None:
-    """Raise the Refusal that a wrong Authorization header gets."""
+def authenticate(authorization: str, takes_jwt: bool) -> None:
+    """Raise CodedRefusal for a wrong Authorization header. Takes an API key or, if `takes_jwt`, a JWT (HS256)."""
     if not authorization:
         raise CodedRefusal(401, 1001, "Authorization is empty")
     scheme, _, token = authorization.partition(" ")
@@ -115,12 +115,12 @@ def authenticate(authorization: str, jwt_is_taken: bool) -> None:
     if token == API_KEY:
         return
     parts = token.split(".")
-    if len(parts) != 3 or not jwt_is_taken:
+    if len(parts) != 3 or not takes_jwt:
         raise CodedRefusal(401, 1002, "Authorization is not valid")
     try:
         head, claims = (json.loads(_unbase64url(part)) for part in parts[:2])
-        good = hmac.digest(SECRET_KEY.encode(), f"{parts[0]}.{parts[1]}".encode(), "sha256")
-        is_signed = hmac.compare_digest(good, _unbase64url(parts[2])) and head["alg"] == "HS256"
+        expected = hmac.digest(SECRET_KEY.encode(), f"{parts[0]}.{parts[1]}".encode(), "sha256")
+        is_signed = hmac.compare_digest(expected, _unbase64url(parts[2])) and head["alg"] == "HS256"
         issuer, expires, begins = claims["iss"], float(claims["exp"]), float(claims["nbf"])
     except (ValueError, KeyError, TypeError) as error:
         raise CodedRefusal(401, 1002, "Authorization is not valid") from error

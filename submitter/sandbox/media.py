@@ -1,6 +1,6 @@
-"""Reads and renders real media for the sandbox, by FFmpeg's libraries (PyAV).
+"""Reads and renders real media for the sandbox, with FFmpeg's libraries (PyAV).
 
-It shares no code with preflight on purpose: each checks the other.
+It shares no code with preflight on purpose: each verifies the other.
 """
 
 import io
@@ -16,8 +16,8 @@ FPS_MAX = 24
 SIDE = {"720p": 720, "1080p": 1080}
 
 
-class Facts(NamedTuple):
-    """What a file is. `format` is FFmpeg's name; `duration_s` of videos only."""
+class MediaInfo(NamedTuple):
+    """Metadata of a media file: FFmpeg's name of its format, pixels as displayed, seconds (videos only)."""
 
     format: str
     width: int
@@ -26,31 +26,31 @@ class Facts(NamedTuple):
 
 
 class NotMedia(Exception):
-    """FFmpeg finds no picture in these bytes."""
+    """FFmpeg can decode no picture from these bytes."""
 
 
-def inspect(data: bytes) -> Facts:
-    """Return what `data` is, from its content; raise NotMedia."""
+def inspect(data: bytes) -> MediaInfo:
+    """Return the metadata of an image or video, read from its content; raise NotMedia."""
     try:
         with av.open(io.BytesIO(data), "r") as container:
             stream = container.streams.video[0]
             frame = next(container.decode(stream))
-            turned = abs(frame.rotation) % 180 == 90
-            width, height = (frame.height, frame.width) if turned else (frame.width, frame.height)
+            is_rotated = abs(frame.rotation) % 180 == 90
+            width, height = (frame.height, frame.width) if is_rotated else (frame.width, frame.height)
             duration_s = float(container.duration or 0) / av.time_base
-            return Facts(container.format.name, width, height, duration_s)
+            return MediaInfo(container.format.name, width, height, duration_s)
     except (av.error.FFmpegError, IndexError, StopIteration, ValueError) as error:
         raise NotMedia(str(error)) from error
 
 
 @lru_cache(maxsize=16)
 def render(image: bytes, video: bytes, *, resolution: str, sound: bool, limit_s: float) -> tuple[bytes, float]:
-    """Return an MP4 of at most `limit_s` seconds in the image's aspect, and its duration.
+    """Return an MP4 of at most `limit_s` seconds in the image's aspect ratio, and its duration in seconds.
 
-    It shows the reference video with the character's image in a corner, and keeps its sound or not.
+    It shows the reference video with the image in a corner; `sound` keeps the video's sound.
     """
-    facts = inspect(image)
-    width, height = _size(facts, SIDE[resolution])
+    info = inspect(image)
+    width, height = _size(info, SIDE[resolution])
     out = io.BytesIO()
     with (
         av.open(io.BytesIO(image), "r") as still,
@@ -80,7 +80,7 @@ def render(image: bytes, video: bytes, *, resolution: str, sound: bool, limit_s:
 
 
 def make_image(width: int = 720, height: int = 1280) -> bytes:
-    """Return a PNG of a test figure."""
+    """Return a PNG with a test pattern."""
     frame = next(_generate("testsrc2", f"size={width}x{height}:rate=1:duration=1"))
     out = io.BytesIO()
     with av.open(out, "w", format="image2pipe") as container:
@@ -92,7 +92,7 @@ def make_image(width: int = 720, height: int = 1280) -> bytes:
 
 
 def make_video(seconds: float = 4, width: int = 640, height: int = 360) -> bytes:
-    """Return an MP4 with a moving picture and a tone."""
+    """Return an MP4 with a moving test pattern and a tone."""
     out = io.BytesIO()
     with av.open(out, "w", format="mp4") as container:
         picture = container.add_stream("libx264", rate=24, options={"preset": "ultrafast"})
@@ -109,16 +109,16 @@ def make_video(seconds: float = 4, width: int = 640, height: int = 360) -> bytes
     return out.getvalue()
 
 
-def _size(facts: Facts, side: int) -> tuple[int, int]:
-    scale = Fraction(side, min(facts.width, facts.height))
-    return round(facts.width * scale / 2) * 2, round(facts.height * scale / 2) * 2
+def _size(info: MediaInfo, side: int) -> tuple[int, int]:
+    scale = Fraction(side, min(info.width, info.height))
+    return round(info.width * scale / 2) * 2, round(info.height * scale / 2) * 2
 
 
 class _Scene(NamedTuple):
-    """A filter graph with its way in and its way out; the graph lives as long as this does."""
+    """A filter graph with its source and sink. Keeps a reference to the graph, which must outlive them."""
 
     graph: av.filter.Graph
-    back: Any
+    source: Any
     sink: Any
 
 
@@ -154,8 +154,8 @@ def _compose(image: Any, video: Any, width: int, height: int) -> _Scene:
 
 
 def _encode(scene: _Scene, frame: Any, picture: Any, target: Any, count: int, frames_max: int) -> int:
-    """Push one frame (None: the end) into the scene, encode what comes out, and return how many did so far."""
-    scene.back.push(frame)
+    """Push one frame (None: the end) through the scene, encode the output, and return the frames encoded so far."""
+    scene.source.push(frame)
     for composed in _drain(scene.sink):
         if count < frames_max:
             composed.pts, composed.time_base = count, Fraction(1, FPS_MAX)

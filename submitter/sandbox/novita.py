@@ -1,4 +1,4 @@
-"""The stand-in of Novita, and of Highway, which is the same API under another name."""
+"""The stand-ins (mock servers) of Novita and of Highway, which is the same API under another name."""
 
 import uuid
 from typing import Any, ClassVar
@@ -8,7 +8,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from submitter.sandbox.base import Job, Sandbox
-from submitter.sandbox.studio import Asked, MediaRules, Refusal
+from submitter.sandbox.studio import MediaRules, Refusal, RenderRequest
 
 STATUS = {
     "submitted": "TASK_STATUS_QUEUED",
@@ -33,7 +33,7 @@ RULES = MediaRules(
 
 
 class NovitaSandbox(Sandbox):
-    """The state of the stand-in and its routes."""
+    """Novita's asynchronous API, with its task queries and webhooks."""
 
     name: ClassVar[str] = "novita"
     retry_after_s: ClassVar[tuple[float, ...]] = (1, 2, 4, 8, 16)
@@ -51,8 +51,8 @@ class NovitaSandbox(Sandbox):
         status, reason = ERRORS[refusal.kind]
         return JSONResponse({"code": status, "reason": reason, "message": refusal.message}, status)
 
-    def tells(self, job: Job) -> Any:
-        """On completion only."""
+    def callback_body(self, job: Job) -> Any:
+        """Return the webhook's body once the task has ended; no other status is reported."""
         return None if job.is_open else {"event_type": "ASYNC_TASK_RESULT", "payload": self._result_of(job)}
 
     async def _create(self, request: Request) -> dict[str, Any]:
@@ -66,7 +66,7 @@ class NovitaSandbox(Sandbox):
             raise Refusal("invalid", "negative_prompt is longer than 2500 characters")
         orientation = body.get("character_orientation")
         job = await self.create(
-            Asked(
+            RenderRequest(
                 prompt=body.get("prompt", ""),
                 image=body.get("image"),
                 video=body.get("video"),
@@ -81,16 +81,16 @@ class NovitaSandbox(Sandbox):
         return {"task_id": job.id}
 
     async def _result(self, request: Request) -> dict[str, Any]:
-        return self._result_of(self.asked_about(request.query_params.get("task_id", "")))
+        return self._result_of(self.queried_job(request.query_params.get("task_id", "")))
 
     def _result_of(self, job: Job) -> dict[str, Any]:
-        webhook = {"webhook": {"url": job.asked.callback_url}} if job.asked.callback_url else {}
+        webhook = {"webhook": {"url": job.request.callback_url}} if job.request.callback_url else {}
         videos = []
         if job.status == "succeeded" and job.has_url:
             ttl = str(int(self.faults.expire_s))
             videos = [{"video_url": self.result_url(job), "video_url_ttl": ttl, "video_type": "mp4"}]
         return {
-            "extra": webhook,  # it echoes what was asked
+            "extra": webhook,  # echoes the request
             "task": {
                 "task_id": job.id,
                 "task_type": "KLING_V3_MOTION_CONTROL",
@@ -106,6 +106,6 @@ class NovitaSandbox(Sandbox):
 
 
 class HighwaySandbox(NovitaSandbox):
-    """The same API under its other name."""
+    """Novita's API under the name Highway."""
 
     name: ClassVar[str] = "highway"

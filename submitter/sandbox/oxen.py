@@ -1,4 +1,4 @@
-"""Oxen.ai's stand-in: its queue, and its stream of events."""
+"""Oxen.ai's stand-in (mock server): its generation queue and its event stream (Server-Sent Events)."""
 
 import asyncio
 import uuid
@@ -10,8 +10,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from submitter.sandbox.base import Job, Sandbox, Told
-from submitter.sandbox.studio import Asked, MediaRules, Refusal
+from submitter.sandbox.base import Job, Notification, Sandbox
+from submitter.sandbox.studio import MediaRules, Refusal, RenderRequest
 
 MODEL = "kling-video-v3-pro-motion-control"
 STATUS = {"submitted": "queued", "processing": "processing", "succeeded": "succeeded", "failed": "failed"}
@@ -30,14 +30,14 @@ RULES = MediaRules(image_mb=10, image_inline=False)
 
 
 class OxenSandbox(Sandbox):
-    """The state of the stand-in and its routes."""
+    """Oxen.ai's queue, queries, cancellation and event stream. `keep_alive_s`: seconds between keep-alives."""
 
     name: ClassVar[str] = "oxen"
     keep_alive_s = 15.0
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
-        self.listening: set[asyncio.Queue[bytes | None]] = set()
+        self.subscribers: set[asyncio.Queue[bytes | None]] = set()
 
     def routes(self) -> list[Route]:
         return [
@@ -56,12 +56,12 @@ class OxenSandbox(Sandbox):
         return JSONResponse(error, ERRORS[refusal.kind])
 
     async def close(self) -> None:
-        for queue in self.listening:
+        for queue in self.subscribers:
             queue.put_nowait(None)
         await super().close()
 
-    def tells(self, job: Job) -> Any:
-        """By the stream, on completion only."""
+    def callback_body(self, job: Job) -> Any:
+        """Return the data of a stream event once the task has ended; no other status is reported."""
         if job.is_open:
             return None
         event = {"generation_id": job.id, "status": job.status, "media_type": "video", "model": MODEL}
@@ -69,13 +69,13 @@ class OxenSandbox(Sandbox):
             return event | {"error": job.message}
         return event | ({"url": self.result_url(job)} if job.has_url else {})
 
-    async def tell(self, job: Job, told: Told) -> None:
-        """Send an event to whoever listens now; nothing is kept for others."""
+    async def notify(self, job: Job, notification: Notification) -> None:
+        """Send an event to the current subscribers. Later ones do not get it: the stream has no replay."""
         self.counts["callbacks"] += 1
-        job.callbacks.append(f"{told.status}:{'200' if self.listening else 'nobody listens'}")
-        for queue in self.listening:
-            queue.put_nowait(b"event: media_generation_completed\ndata: " + told.body + b"\n\n")
-            if self._dice.falls(self.faults.hang_up):
+        job.callbacks.append(f"{notification.status}:{'200' if self.subscribers else 'no subscriber'}")
+        for queue in self.subscribers:
+            queue.put_nowait(b"event: media_generation_completed\ndata: " + notification.body + b"\n\n")
+            if self._dice.happens(self.faults.hang_up):
                 queue.put_nowait(None)
 
     async def _create(self, request: Request) -> dict[str, Any]:
@@ -88,7 +88,7 @@ class OxenSandbox(Sandbox):
             raise Refusal("invalid", "keep_original_sound or num_generations is not valid")
         orientation = body.get("character_orientation", "video")
         job = await self.create(
-            Asked(
+            RenderRequest(
                 prompt=body["prompt"],
                 image=body.get("input_image"),
                 video=body.get("input_video"),
@@ -107,11 +107,11 @@ class OxenSandbox(Sandbox):
         return {"count": len(found), "generations": [self._generation(job) for job in found]}
 
     async def _query(self, request: Request) -> dict[str, Any]:
-        return self._generation(self.asked_about(request.path_params["id"]))
+        return self._generation(self.queried_job(request.path_params["id"]))
 
     async def _cancel(self, request: Request) -> dict[str, Any]:
-        """End a task; nothing is told of it."""
-        job = self.asked_about(request.path_params["id"])
+        """Cancel a task. The stream has no event for it."""
+        job = self.queried_job(request.path_params["id"])
         if job.is_open:
             job.status = "cancelled"
         return self._generation(job)
@@ -129,7 +129,7 @@ class OxenSandbox(Sandbox):
         queue: asyncio.Queue[bytes | None] = asyncio.Queue()
 
         async def stream() -> AsyncIterator[bytes]:
-            self.listening.add(queue)
+            self.subscribers.add(queue)
             self.counts["streams"] += 1
             try:
                 yield b": welcome\n\n"
@@ -142,6 +142,6 @@ class OxenSandbox(Sandbox):
                         return
                     yield event
             finally:
-                self.listening.discard(queue)
+                self.subscribers.discard(queue)
 
         return StreamingResponse(stream(), media_type="text/event-stream")

@@ -1,4 +1,4 @@
-"""What a stand-in does with real media: fetches and checks what is sent, renders what it gives back."""
+"""Media pipeline of the stand-ins: downloads and validates the inputs of a create, renders its result."""
 
 import asyncio
 import base64
@@ -9,25 +9,25 @@ from typing import Any, Literal, NamedTuple
 import httpx
 import msgspec
 
-from submitter.sandbox.media import Facts, NotMedia, inspect, render
+from submitter.sandbox.media import MediaInfo, NotMedia, inspect, render
 
 MEGABYTE = 1024 * 1024
 
-Kind = Literal[
+RefusalKind = Literal[
     "key", "invalid", "absent", "balance", "permission", "capacity", "rate", "maintenance", "outage"
 ]  # fmt: skip
 
 
 class Refusal(Exception):
-    """A request that is refused, for a reason that every vendor has an own word for."""
+    """A refused request. Each vendor has its own status and code for each `kind`."""
 
-    def __init__(self, kind: Kind, message: str) -> None:
+    def __init__(self, kind: RefusalKind, message: str) -> None:
         self.kind, self.message = kind, message
         super().__init__(message)
 
 
-class Asked(msgspec.Struct, kw_only=True):
-    """What a create request asks for, in no vendor's words. `limit_s` is the longest result."""
+class RenderRequest(msgspec.Struct, kw_only=True):
+    """A create request in vendor-neutral form. `limit_s` is the longest result, in seconds."""
 
     model: str = "3.0"
     prompt: str = ""
@@ -43,7 +43,7 @@ class Asked(msgspec.Struct, kw_only=True):
 
 
 class MediaRules(NamedTuple):
-    """What media a vendor takes: megabytes, pixels of a side, and seconds by orientation."""
+    """A vendor's media limits: sizes in MB, sides in pixels, durations in seconds by orientation."""
 
     image_mb: int = 50
     image_max: int | None = None
@@ -57,40 +57,40 @@ class MediaRules(NamedTuple):
 
 
 class Studio:
-    """Fetches, checks and renders, each medium once."""
+    """Downloads, validates and renders. Results are cached: equal inputs are inspected and rendered once."""
 
     def __init__(self) -> None:
         self._rendered: dict[tuple[object, ...], asyncio.Future[tuple[bytes, float]]] = {}
-        self._inspected: dict[str, Facts] = {}
+        self._inspected: dict[str, MediaInfo] = {}
         self._client = httpx.AsyncClient(timeout=15, trust_env=False)
 
     async def close(self) -> None:
         """Close the connections."""
         await self._client.aclose()
 
-    async def check(self, asked: Asked, rules: MediaRules) -> tuple[bytes, bytes]:
-        """Return image and video; raise Refusal when they are not as the vendor takes them."""
-        if asked.orientation not in ("image", "video"):
+    async def check(self, request: RenderRequest, rules: MediaRules) -> tuple[bytes, bytes]:
+        """Return the bytes of image and video; raise Refusal when they break the vendor's limits."""
+        if request.orientation not in ("image", "video"):
             raise Refusal("invalid", "character_orientation must be image or video")
-        if not isinstance(asked.prompt, str) or len(asked.prompt) > 2500:
+        if not isinstance(request.prompt, str) or len(request.prompt) > 2500:
             raise Refusal("invalid", "prompt is longer than 2500 characters")
-        image = await self._fetch("image", asked.image, inline=rules.image_inline, limit=rules.image_mb * MEGABYTE)
-        video = await self._fetch("video", asked.video, inline=False, limit=rules.video_mb * MEGABYTE)
-        facts = await self._facts("image", image)
-        if not facts.format.startswith(("png", "jpeg", "mjpeg", "image2")):
-            raise Refusal("invalid", f"image format {facts.format} is not supported")
-        sides = sorted((facts.width, facts.height))
+        image = await self._fetch("image", request.image, inline=rules.image_inline, limit=rules.image_mb * MEGABYTE)
+        video = await self._fetch("video", request.video, inline=False, limit=rules.video_mb * MEGABYTE)
+        info = await self._media_info("image", image)
+        if not info.format.startswith(("png", "jpeg", "mjpeg", "image2")):
+            raise Refusal("invalid", f"image format {info.format} is not supported")
+        sides = sorted((info.width, info.height))
         if sides[0] < 300 or sides[1] > (rules.image_max or sides[1]) or sides[1] > 2.5 * sides[0]:
-            raise Refusal("invalid", f"image of {facts.width} x {facts.height} is outside the limits")
-        facts = await self._facts("video", video)
-        sides = sorted((facts.width, facts.height))
+            raise Refusal("invalid", f"image of {info.width} x {info.height} is outside the limits")
+        info = await self._media_info("video", video)
+        sides = sorted((info.width, info.height))
         too_wide = rules.video_aspect is not None and sides[1] > rules.video_aspect * sides[0]
         too_big = rules.video_max is not None and sides[1] > rules.video_max
-        if "mp4" not in facts.format or sides[0] < rules.video_min or too_big or too_wide:
-            raise Refusal("invalid", f"video {facts.format} of {facts.width} x {facts.height} is outside the limits")
-        longest = rules.longest_s if asked.orientation == "video" else rules.longest_by_image_s
-        if not 3 <= round(facts.duration_s, 1) <= longest:
-            raise Refusal("invalid", f"video of {facts.duration_s:.1f} s is outside 3..{longest:g} s")
+        if "mp4" not in info.format or sides[0] < rules.video_min or too_big or too_wide:
+            raise Refusal("invalid", f"video {info.format} of {info.width} x {info.height} is outside the limits")
+        longest = rules.longest_s if request.orientation == "video" else rules.longest_by_image_s
+        if not 3 <= round(info.duration_s, 1) <= longest:
+            raise Refusal("invalid", f"video of {info.duration_s:.1f} s is outside 3..{longest:g} s")
         return image, video
 
     async def _fetch(self, field: str, value: Any, *, inline: bool, limit: int) -> bytes:
@@ -115,7 +115,7 @@ class Studio:
             raise Refusal("invalid", f"{field} is larger than {limit // MEGABYTE} MB")
         return data
 
-    async def _facts(self, field: str, data: bytes) -> Facts:
+    async def _media_info(self, field: str, data: bytes) -> MediaInfo:
         digest = hashlib.sha256(data).hexdigest()
         if digest not in self._inspected:
             try:
@@ -124,13 +124,13 @@ class Studio:
                 raise Refusal("invalid", f"{field} cannot be read: {error}") from error
         return self._inspected[digest]
 
-    async def render(self, asked: Asked, image: bytes, video: bytes) -> tuple[bytes, float]:
-        """Return the result as an MP4, and its duration."""
-        pictures = hashlib.sha256(image).hexdigest(), hashlib.sha256(video).hexdigest()
-        key = (*pictures, asked.limit_s, asked.resolution, asked.sound)
-        if key not in self._rendered:  # the same media are rendered once, however many tasks ask for them
+    async def render(self, request: RenderRequest, image: bytes, video: bytes) -> tuple[bytes, float]:
+        """Return the result as an MP4, and its duration in seconds."""
+        digests = hashlib.sha256(image).hexdigest(), hashlib.sha256(video).hexdigest()
+        key = (*digests, request.limit_s, request.resolution, request.sound)
+        if key not in self._rendered:
             rendering = asyncio.to_thread(
-                render, image, video, resolution=asked.resolution, sound=asked.sound, limit_s=asked.limit_s
+                render, image, video, resolution=request.resolution, sound=request.sound, limit_s=request.limit_s
             )
             self._rendered[key] = asyncio.ensure_future(rendering)
         return await asyncio.shield(self._rendered[key])

@@ -1,4 +1,4 @@
-"""The vendors that come with kling-relay, by the name that a request gives."""
+"""The built-in vendors, by the name that requests and settings use."""
 
 from submitter.vendors.aihubmax import SETUP as AIHUBMAX
 from submitter.vendors.base import VendorSetup

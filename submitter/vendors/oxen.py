@@ -1,13 +1,13 @@
-"""Oxen.ai, by its queue and its event stream; never by the form that blocks for minutes. Pure.
+"""The adapter for Oxen.ai: its queue API and its event stream, not its blocking API. Pure.
 
 Source: Oxen.ai's documentation of its queue, its events and this model, as gathered in 2026.
-Inferred, and read either way: how errors look (`error` as text or object, `error_message`,
-`message`, `title`, `detail`), whether an element of this model can be one of Kling's element
-library (taken as no), whether `input_image` takes anything but a URL (taken as no), and media
-limits (Kling's are taken). It calls nobody back: the stream tells of ends, and nothing of
-`cancelled`; it repeats nothing, so polling stands behind it. Older deployments answer 404 for a
-generation that ended: then the stream is the only report. Nobody documents an answer that says
-what a task cost; results are kept.
+Inferred, so either form is accepted: the form of errors (`error` as text or object, `error_message`,
+`message`, `title`, `detail`). Inferred: an element of Kling's element library is not supported,
+`input_image` accepts only a URL, and the media limits are Kling's.
+
+It sends no callbacks. The event stream reports ends, except `cancelled`, and does not repeat missed
+events, so polling is the fallback. Older deployments answer 404 for a generation that has ended: then
+the stream is the only report. No documented answer reports the cost of a task. Results do not expire.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,35 +19,20 @@ import msgspec
 from submitter.callback_url import redact
 from submitter.errors import InvalidSettings, SubmissionUnknown, Unintelligible, VendorRefused
 from submitter.request import Limits
-from submitter.schedule import Backoff, Patience
-from submitter.task import Report, Source, Task, TaskStatus, Video
-from submitter.vendors.base import (
-    CallbackSetting,
-    Findings,
-    HttpAnswer,
-    HttpRequest,
-    Job,
-    Query,
-    Rule,
-    VendorSetup,
-    check_base_url,
-    inner,
-    json_request,
-    object_or_empty,
-    objects,
-    read_object,
-    refusal,
-    refused_create,
-    rule_of,
-    text,
-)
-from submitter.vendors.kling import LIMITS_V1
+from submitter.schedule import Backoff, PollPolicy
+from submitter.task import Task, TaskStatus, Video
+from submitter.transition import Report, Source
+from submitter.vendors.base import CallbackSetting, CreateRequest, Findings, HttpAnswer, HttpRequest, Query, VendorSetup
+from submitter.vendors.kling.v1 import LIMITS as KLING_LIMITS
+from submitter.vendors.reading import inner, object_or_empty, objects, read_object, text
+from submitter.vendors.refusals import Rule, refusal, refused_create, rule_of
+from submitter.vendors.rest import check_base_url, json_request, read_status
 
 BASE_URL = "https://hub.oxen.ai"
 QUEUE = "/api/ai/queue"
 EVENTS = "/api/events"
 MODEL = "kling-video-v3-pro-motion-control"
-ENDED = "media_generation_completed"  # other event types share the stream
+ENDED = "media_generation_completed"  # the stream also has events of other types
 
 STATUS = {
     "queued": TaskStatus.SUBMITTED,
@@ -59,27 +44,27 @@ STATUS = {
 
 LIMITS = Limits(
     source="Oxen.ai documentation, queue and Kling V3 Pro motion control; media limits as Kling's",
-    image=LIMITS_V1.image,
-    video=LIMITS_V1.video,
-    durations_s=LIMITS_V1.durations_s,
+    image=KLING_LIMITS.image,
+    video=KLING_LIMITS.video,
+    durations_s=KLING_LIMITS.durations_s,
     prompt_chars=2500,
     prompt_required=True,
     models=("kling-v3",),
     modes=("pro",),
     ids_per_query=None,
-    url_lives="kept",
-    notes=("media limits are not stated: Kling's are taken", "parameters are checked only when the job runs"),
+    url_lives="does not expire",
+    notes=("media limits are not documented; Kling's are used", "parameters are checked only when the job runs"),
 )
-# The stream tells of an end at once; who listens to none is asked about soon enough.
-PATIENCE = Patience(
-    silence=Backoff(first_s=600, factor=1.5, max_s=3600),
-    asking=Backoff(first_s=15, factor=1.5, max_s=60),
+# The stream reports an end at once. If no receiver listens to it, the first poll after 600 s is early enough.
+POLL_POLICY = PollPolicy(
+    while_expected=Backoff(first_s=600, factor=1.5, max_s=3600),
+    while_unexpected=Backoff(first_s=15, factor=1.5, max_s=60),
     abandon_after_s=86400,
 )
 
 
 class Oxen(msgspec.Struct, frozen=True):
-    """The API. Results go to `namespace`, where one is set."""
+    """The `Vendor` of Oxen.ai. `namespace` is the optional target namespace of results."""
 
     api_key: str
     base_url: str = BASE_URL
@@ -87,21 +72,21 @@ class Oxen(msgspec.Struct, frozen=True):
 
     name: ClassVar[str] = "oxen"
     limits: ClassVar[Limits] = LIMITS
-    patience: ClassVar[Patience] = PATIENCE
+    poll_policy: ClassVar[PollPolicy] = POLL_POLICY
     callbacks: ClassVar[CallbackSetting] = False
     signs_callbacks: ClassVar[bool] = False
 
     def __repr__(self) -> str:
         return "Oxen()"
 
-    def create(self, job: Job, now_s: float) -> HttpRequest:
+    def create(self, create: CreateRequest, now_s: float) -> HttpRequest:
         """Return `POST /api/ai/queue`."""
-        request = job.request
+        request = create.request
         body: dict[str, Any] = {
             "model": MODEL,
             "prompt": request.prompt,
-            "input_image": job.image,
-            "input_video": job.video,
+            "input_image": create.image,
+            "input_video": create.video,
             "character_orientation": request.character_orientation,
             "keep_original_sound": request.keep_original_sound,
             "num_generations": 1,
@@ -111,7 +96,7 @@ class Oxen(msgspec.Struct, frozen=True):
         return self._request("POST", QUEUE, body)
 
     def read_create(self, answer: HttpAnswer) -> Report:
-        """Read `{"generations": [{"generation_id", "status"}]}`."""
+        """Parse `{"generations": [{"generation_id", "status"}]}`."""
         body = object_or_empty(answer.body)
         if not 200 <= answer.status < 300:
             refused, rule = _refused(answer, body)
@@ -119,18 +104,18 @@ class Oxen(msgspec.Struct, frozen=True):
         ids = [text(row, "generation_id") for row in (*objects(body, "generations"), body)]
         id = next(filter(None, ids), None)
         if id is None:
-            raise SubmissionUnknown("oxen accepted the task and gave it no id")
+            raise SubmissionUnknown("oxen accepted the request but returned no task id")
         return Report(source="create", status=TaskStatus.SUBMITTED, task_id=id)
 
     def queries(self, tasks: Sequence[Task], now_s: float) -> list[Query]:
-        """Ask about one task by its id, about several by the list."""
+        """Return a query by id for a single task, a query of the list for several."""
         known = tuple(task for task in tasks if task.task_id is not None)
         if len(known) > 1:
             return [Query(self._request("GET", QUEUE), known)]
         return [self._one(task) for task in known]
 
     def read_query(self, query: Query, answer: HttpAnswer, now_s: float) -> Findings:
-        """Read one generation, or the list; those that the list leaves out are asked about one by one."""
+        """Parse one generation or the list; `more` queries the tasks that are not in the list one by one."""
         body = object_or_empty(answer.body)
         is_list = len(query.tasks) > 1
         if answer.status == 404 and not is_list:
@@ -155,7 +140,7 @@ class Oxen(msgspec.Struct, frozen=True):
         return Findings(reports, unreadable, more=tuple(self._one(task) for task in left))
 
     def read_callback(self, body: bytes, now_s: float) -> Report:
-        """Refuse to understand: Oxen.ai calls nobody back."""
+        """Raise Unintelligible: Oxen.ai sends no callbacks."""
         raise Unintelligible("oxen sends no callbacks")
 
     def stream(self, now_s: float) -> HttpRequest:
@@ -163,15 +148,15 @@ class Oxen(msgspec.Struct, frozen=True):
         return self._request("GET", EVENTS)
 
     def read_event(self, name: str, data: str, now_s: float) -> Report | None:
-        """Read one event of the stream: the end of a generation, or none of ours."""
+        """Parse one event of the stream: the end of a generation, or None for other types."""
         return _read_generation(read_object(data), "stream") if name == ENDED else None
 
     def probe(self, now_s: float) -> HttpRequest:
-        """Ask for the queue, which costs nothing."""
+        """Return a query of the queue, which is free of charge."""
         return self._request("GET", QUEUE)
 
     def read_probe(self, answer: HttpAnswer) -> str:
-        """Return how many generations the queue lists."""
+        """Return the number of generations in the queue, as text."""
         body = object_or_empty(answer.body)
         if not 200 <= answer.status < 300:
             raise _refused(answer, body)[0]
@@ -185,7 +170,7 @@ class Oxen(msgspec.Struct, frozen=True):
 
 
 def configure(settings: Mapping[str, str]) -> Oxen | None:
-    """Make the vendor from `api_key`; `base_url` and `target_namespace` are optional."""
+    """Return the adapter for `api_key`, or None; `base_url` and `target_namespace` are optional."""
     base_url = settings.get("base_url", BASE_URL)
     problems = check_base_url("oxen", base_url, BASE_URL)
     if problems:
@@ -205,11 +190,13 @@ SETUP = VendorSetup(
 
 def _refused(answer: HttpAnswer, body: Mapping[str, Any]) -> tuple[VendorRefused, Rule]:
     rule = rule_of(answer.status, "oxen")
-    return refusal("oxen", answer, rule, code=text(inner(body, "error"), "type") or "none", message=_why(body)), rule
+    return refusal(
+        "oxen", answer, rule, code=text(inner(body, "error"), "type") or "none", message=_message_of(body)
+    ), rule
 
 
-def _why(body: Mapping[str, Any]) -> str:
-    """Return the reason of an error, wherever it stands."""
+def _message_of(body: Mapping[str, Any]) -> str:
+    """Return the message of an error, from any field that may hold it."""
     for row in (body, inner(body, "error")):
         for name in ("error_message", "error", "message", "detail", "title", "status_message"):
             if isinstance(row.get(name), str) and row[name]:
@@ -218,17 +205,15 @@ def _why(body: Mapping[str, Any]) -> str:
 
 
 def _read_generation(row: Mapping[str, Any], source: Source) -> Report:
-    """Read a generation, as the queue and the stream have it."""
-    id, word = text(row, "generation_id"), text(row, "status")
-    status = STATUS.get(word or "")
+    """Parse a generation, in the form of the queue and the stream."""
+    id, value = text(row, "generation_id"), text(row, "status")
+    status = read_status(STATUS, value)
     if id is None:
-        raise Unintelligible("it names no task: no `generation_id`")
-    if status is None:
-        raise Unintelligible(f"its status {word!r} is not one that we know")
+        raise Unintelligible("no task id: `generation_id` is missing")
     if status is TaskStatus.FAILED:
-        return Report(source=source, status=status, task_id=id, message=redact(_why(row) or word or ""))
+        return Report(source=source, status=status, task_id=id, message=redact(_message_of(row) or value or ""))
     url = next((row[name] for name in ("result_url", "url") if isinstance(row.get(name), str) and row[name]), None)
     if status is TaskStatus.SUCCEED and url is None:
-        raise Unintelligible("it says succeed and has no video URL")
+        raise Unintelligible("succeed without a video URL")
     videos = (Video(url),) if status is TaskStatus.SUCCEED and url else ()
     return Report(source=source, status=status, task_id=id, videos=videos)

@@ -1,4 +1,4 @@
-"""`make bench`: the figures of the README, side by side in one run. Medians over interleaved rounds."""
+"""`make bench`: all benchmarks behind the README's figures, in one run. Medians over interleaved rounds."""
 
 import argparse
 import asyncio
@@ -33,7 +33,7 @@ TASKS = 4000
 
 @contextmanager
 def served(name: str, directory: Path) -> Iterator[tuple[int, int]]:
-    """Run one of the servers; yield its port and process id."""
+    """Run a server of tests.bench.servers in its own process; yield its port and process id."""
     port = free_port()
     arguments = ["-m", "tests.bench.servers", name, str(port), str(directory)]
     with listening_process(arguments, port, directory / f"{name}.log") as process:
@@ -41,7 +41,10 @@ def served(name: str, directory: Path) -> Iterator[tuple[int, int]]:
 
 
 def accept(name: str, *, ended: int = 0) -> tuple[Load, int]:
-    """Flood one server with verified callbacks of distinct tasks; return the load and its memory in KiB."""
+    """Flood a server with signed callbacks of distinct tasks; return the load and the server's memory in KiB.
+
+    `ended` is the number of ended tasks in the ledger before.
+    """
     with folder() as directory:
         if name == "receiver":
             if ended:
@@ -54,7 +57,7 @@ def accept(name: str, *, ended: int = 0) -> tuple[Load, int]:
 
 
 def steady(per_s: float, seconds: int = 6) -> Load:
-    """Send the receiver callbacks at a steady rate."""
+    """Send callbacks to the receiver at a steady rate."""
     count = int(per_s * seconds / 2)
     with folder() as directory:
         servers.fill(directory / "relay.db", "b", count)
@@ -64,7 +67,7 @@ def steady(per_s: float, seconds: int = 6) -> Load:
 
 
 def memory_kib(pid: int) -> int:
-    """Return a process's resident memory."""
+    """Return the resident memory (RSS) of a process, in KiB."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith("VmRSS:"):
             return int(line.split()[1])
@@ -72,7 +75,7 @@ def memory_kib(pid: int) -> int:
 
 
 def reach_hook(count: int = 100) -> list[float]:
-    """Return, in ms, the time from each callback's first byte sent to its event at an idle hook."""
+    """Return the latency of each callback, in ms: from its first byte sent until its event reaches an idle hook."""
     arrived: dict[str, float] = {}
 
     async def run(directory: Path) -> list[float]:
@@ -106,7 +109,7 @@ def reach_hook(count: int = 100) -> list[float]:
                     await reader.readuntil(b"\r\n\r\n")
                     await got.wait()
                     times.append((arrived[str(len(arrived) - 1)] - begun) * 1000)
-                    await asyncio.sleep(0.05)  # idle between two
+                    await asyncio.sleep(0.05)  # so that the hook is idle again
                     while len(reader._buffer):  # type: ignore[attr-defined]
                         await reader.read(1024)
                 writer.close()
@@ -118,7 +121,7 @@ def reach_hook(count: int = 100) -> list[float]:
 
 
 def import_ms(code: str) -> float:
-    """Return the median of ten interpreter starts that run `code`."""
+    """Return the median time of ten interpreter starts that run `code`, in ms."""
     times = []
     for _ in range(10):
         begun = time.perf_counter()
@@ -128,8 +131,8 @@ def import_ms(code: str) -> float:
 
 
 async def faults(count: int, vendor: str = "kling") -> dict[str, int]:
-    """Run `count` tasks through a sandbox with lost, repeated and reordered reports; check every promise."""
-    from tests.conftest import World, run_many
+    """Run `count` tasks through a sandbox that drops, repeats and reorders reports; check every guarantee."""
+    from tests.world import World, run_many
 
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     with folder() as directory:
@@ -142,7 +145,7 @@ async def faults(count: int, vendor: str = "kling") -> dict[str, int]:
 
 
 def show_accept(loads: dict[str, list[Load]], names: dict[str, str]) -> None:
-    """Print the table of accepted callbacks."""
+    """Print callback throughput and latency of each server."""
     bare = statistics.median(load.per_s for load in loads["bare"])
     print(f"{'accepted callbacks, 64 connections':<44}{'per s':>8}{'ratio':>8}{'p50 ms':>9}{'p99 ms':>9}")
     for name, found in loads.items():
@@ -155,28 +158,32 @@ def show_accept(loads: dict[str, list[Load]], names: dict[str, str]) -> None:
 
 
 def show_faults(tasks: int, vendor_tasks: int) -> None:
-    """Print the tables of tasks whose reports were dropped, repeated and reordered."""
+    """Print how many polls it takes when reports are dropped, repeated and reordered."""
     counts: dict[str, Any] = asyncio.run(faults(tasks))
-    print(f"\n{tasks} tasks, callbacks dropped, repeated and reordered (10 % each): all ended right, none twice")
+    print(f"\n{tasks} tasks, callbacks dropped, repeated and reordered (10 % each): all ended correctly, none twice")
     print("  " + ", ".join(f"{name} {count}" for name, count in counts.items()))
     if vendor_tasks:
-        print(f"\n{f'{vendor_tasks} tasks with the same faults':<30}{'silent':>8}{'queries':>9}{'per task':>10}")
+        print(f"\n{f'{vendor_tasks} tasks with the same faults':<30}{'overdue':>8}{'queries':>9}{'per task':>10}")
         for vendor in BUILT_IN:
             counts = asyncio.run(faults(vendor_tasks, vendor))
-            line = f"{vendor:<30}{counts['silent']:>8}{counts['queries']:>9}"
+            line = f"{vendor:<30}{counts['overdue']:>8}{counts['queries']:>9}"
             print(line + f"{counts['queries'] / vendor_tasks:>10.2f}")
 
 
 def main() -> None:
-    """Measure, and print."""
+    """Run the benchmarks, and print their figures."""
     parser = argparse.ArgumentParser(prog="make bench")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
-    parser.add_argument("--size-rounds", type=int, default=3, help="rounds of ledgers of a thousand to a million tasks")
-    parser.add_argument("--cold-starts", type=int, default=15, help="cold starts of each function on Lambda")
-    parser.add_argument("--tasks", type=int, default=1000, help="tasks through the faulty sandbox")
-    parser.add_argument("--vendor-tasks", type=int, default=200, help="tasks through each vendor's faulty sandbox")
-    parser.add_argument("--bus-events", type=int, default=10_000, help="events to each bus, killed twice meanwhile")
-    parser.add_argument("--postgres-tasks", type=int, default=10_000, help="tasks under eight receivers on PostgreSQL")
+    parser.add_argument("--size-rounds", type=int, default=3, help="rounds with 1,000 to 1,000,000 ended tasks")
+    parser.add_argument("--cold-starts", type=int, default=15, help="cold starts of each Lambda function")
+    parser.add_argument("--tasks", type=int, default=1000, help="tasks with injected faults (Kling)")
+    parser.add_argument("--vendor-tasks", type=int, default=200, help="tasks with injected faults, per vendor")
+    parser.add_argument(
+        "--bus-events", type=int, default=10_000, help="events per bus, which is killed twice meanwhile"
+    )
+    parser.add_argument(
+        "--postgres-tasks", type=int, default=10_000, help="tasks for eight receivers on one PostgreSQL"
+    )
     options = parser.parse_args()
     print(f"{os.cpu_count()} processors, Python {sys.version.split()[0]}, medians of {options.rounds} rounds\n")
 

@@ -1,4 +1,4 @@
-"""A bare Starlette route on Lambda, with the least of an adapter: what the receiver's cold start is compared with."""
+"""Baseline for the cold start on Lambda: a bare Starlette route with a minimal ASGI adapter."""
 
 import asyncio
 

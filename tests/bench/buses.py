@@ -1,4 +1,4 @@
-"""Events a second by destination, and what becomes of them when the bus is killed twice meanwhile."""
+"""Delivery throughput per destination, and losses and repetitions when the bus is killed twice meanwhile."""
 
 import asyncio
 import logging
@@ -8,14 +8,14 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from receiver.log import silence_clients
+from submitter.log import silence_clients
 from tests.bench.processes import folder
 from tests.conformance.own_servers import OWN_BUSES, OwnBus, OwnServer
-from tests.road.fan_out import ENDS, Told, tell_own
+from tests.road.fan_out import STATUSES, FanOutResult, measure_own_bus
 
 
 class HttpSink(OwnServer):
-    """A process with one route, which keeps every body as a line."""
+    """An HTTP server process that appends every body to a file as a line."""
 
     name, binary = "https", "python3"
 
@@ -31,7 +31,7 @@ class HttpSink(OwnServer):
 
 
 class Unkilled(OwnBus):
-    """A destination that is no server."""
+    """A destination without a server: nothing to start or kill."""
 
     async def start(self) -> None:
         return None
@@ -68,33 +68,33 @@ class PythonSink(Unkilled):
 
 
 async def take(event: dict[str, str]) -> None:
-    """Be a user's function."""
+    """Receive an event, as a user's function at `python:` does."""
     PythonSink.got.append(event["id"])
 
 
 def read_lines(path: Path) -> list[str]:
-    """Return the ids of the events in a file of lines."""
+    """Return the ids of the events in a JSON Lines file."""
     return [msgspec.json.decode(line)["id"] for line in path.read_bytes().splitlines()]
 
 
-async def run(kind: type[OwnBus], events: int, kills: int) -> Told:
-    """Tell one bus of `events` events."""
+async def run(kind: type[OwnBus], events: int, kills: int) -> FanOutResult:
+    """Deliver `events` events to a bus that is killed `kills` times."""
     with folder() as directory:
-        return await tell_own(kind, directory, -(-events // len(ENDS)), kills=kills)
+        return await measure_own_bus(kind, directory, -(-events // len(STATUSES)), kills=kills)
 
 
 def show_buses(events: int) -> None:
-    """Print the table."""
+    """Print throughput per destination and, for servers, the outcome with two kills."""
     silence_clients()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     print(f"\n{f'{events} events to':<32}{'per s':>8}   killed twice: {'lost':>6}{'again':>7}{'out of order':>14}")
     kinds: list[type[OwnBus]] = [*OWN_BUSES.values(), HttpSink, FileSink, PythonSink]
     for kind in kinds:
-        told = asyncio.run(run(kind, events, 0))
-        assert (told.lost, told.again) == (0, 0), told
-        line = f"{kind.name:<32}{told.per_s:>8.0f}"
+        outcome = asyncio.run(run(kind, events, 0))
+        assert (outcome.lost, outcome.repeated) == (0, 0), outcome
+        line = f"{kind.name:<32}{outcome.per_s:>8.0f}"
         if not issubclass(kind, Unkilled):
-            told = asyncio.run(run(kind, events, 2))
-            order = "not promised" if kind is HttpSink else told.disordered
-            line += f"{told.lost:>23}{told.again:>7}{order:>14}"
+            outcome = asyncio.run(run(kind, events, 2))
+            order = "not promised" if kind is HttpSink else outcome.out_of_order
+            line += f"{outcome.lost:>23}{outcome.repeated:>7}{order:>14}"
         print(line, flush=True)

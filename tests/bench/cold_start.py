@@ -1,6 +1,6 @@
-"""From a process's start to the first answered callback, under AWS Lambda's runtime client.
+"""Cold start on AWS Lambda: from process start to the first answered callback, under Lambda's runtime client.
 
-The functions run from the package that `make package` makes, on an interpreter that sees nothing else.
+The functions run from the package that `make package` builds. The interpreter sees no other packages.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ AWS = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_REGIO
 
 @contextmanager
 def paths(directory: Path) -> Iterator[str]:
-    """Give the PYTHONPATH of a function: the runtime client, the package, and the bare function."""
+    """Yield a function's PYTHONPATH: the runtime client, the bare function, and the package."""
     here = directory / "client"
     here.mkdir()
     (installed,) = (path for path in map(Path, sys.path) if (path / "awslambdaric").exists())
@@ -41,7 +41,7 @@ def paths(directory: Path) -> Iterator[str]:
 
 
 async def first_answer(handler: str, environ: dict[str, str], directory: Path, position: int) -> float:
-    """Return the milliseconds until a new process has answered one callback."""
+    """Return the time until a new process has answered one callback, in ms."""
     raw = servers.callbacks("b", position + 1)[position]
     event = callback("function_url", raw)
     python = (os.path.realpath(sys.executable), "-S")
@@ -54,7 +54,7 @@ async def first_answer(handler: str, environ: dict[str, str], directory: Path, p
 
 
 def show_cold_start(rounds: int) -> None:
-    """Print the cold starts, interleaved, and their ratios."""
+    """Print the median cold starts of interleaved rounds, and their ratios to the bare route."""
     with folder() as directory, run_ministack(directory) as aws, paths(directory) as path:
         os.environ.update(AWS, AWS_ENDPOINT_URL=aws)
         common = AWS | servers.environment(directory) | {"PYTHONPATH": path, "AWS_ENDPOINT_URL": aws}
@@ -65,7 +65,7 @@ def show_cold_start(rounds: int) -> None:
         times: dict[str, list[float]] = {"a bare Starlette route": [], **{name: [] for name in ledgers}}
         for position in range(rounds):
             for name, found in times.items():
-                handler = "receiver.aws_lambda.handler" if name in ledgers else "bare_function.handler"
+                handler = "receiver.aws_lambda.receive.handler" if name in ledgers else "bare_function.handler"
                 environ = common | {"KLING_RELAY_LEDGER": ledgers.get(name, "")}
                 found.append(asyncio.run(first_answer(handler, environ, directory, position)))
         bare = statistics.median(times["a bare Starlette route"])
@@ -79,7 +79,7 @@ def show_cold_start(rounds: int) -> None:
 
 
 async def prepare(url: str, count: int) -> None:
-    """Put the tasks that the callbacks speak of into a ledger."""
+    """Create the tasks of the callbacks in a ledger."""
     ledger = open_ledger(url)
     await fill(ledger, "b", count)
     await ledger.close()

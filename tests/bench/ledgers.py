@@ -1,4 +1,4 @@
-"""Accepted callbacks a second by ledger and number of processes, and what a large ledger costs."""
+"""Callback throughput by number of receivers on PostgreSQL, and the cost of a large ledger."""
 
 import asyncio
 import os
@@ -13,7 +13,7 @@ import uvloop
 
 from submitter.ledger import open_ledger
 from submitter.task import Task, TaskStatus
-from submitter.vendors.kling import PATIENCE
+from submitter.vendors.kling.protocol import POLL_POLICY
 from tests.bench import servers
 from tests.bench.load import Load, flood
 from tests.bench.processes import folder, listening_process
@@ -26,7 +26,7 @@ TASKS = 4000
 
 @contextmanager
 def schema() -> Iterator[str]:
-    """A ledger in PostgreSQL, by its URL, while the block runs."""
+    """Yield the URL of a ledger in a new PostgreSQL schema, which is dropped afterwards."""
     import asyncpg
 
     name = f"relay_bench_{uuid.uuid4().hex[:8]}"
@@ -43,7 +43,7 @@ def schema() -> Iterator[str]:
 
 
 async def prepare(url: str, ended: int) -> None:
-    """Put `ended` tasks that have ended, and those of the flood, into a ledger in PostgreSQL."""
+    """Create the tasks of the callbacks, and `ended` tasks that have ended, in a PostgreSQL ledger."""
     import asyncpg
 
     ledger = open_ledger(url)
@@ -52,7 +52,7 @@ async def prepare(url: str, ended: int) -> None:
     if not ended:
         return
     now_ms = time.time_ns() // 1_000_000
-    task = Task("ended-0", "kling", TaskStatus.SUCCEED, now_ms, now_ms, PATIENCE, task_id="0", sequence=3)
+    task = Task("ended-0", "kling", TaskStatus.SUCCEED, now_ms, now_ms, POLL_POLICY, task_id="0", sequence=3)
     doc = msgspec.json.encode(task).decode()
     name = url.rpartition("=")[2]
     db = await asyncpg.connect(SERVER)
@@ -71,7 +71,7 @@ async def prepare(url: str, ended: int) -> None:
 
 
 def accept(processes: int, *, ended: int = 0) -> float:
-    """Return the callbacks a second that some receivers on one PostgreSQL accept together."""
+    """Return the callbacks per second that `processes` receivers on one PostgreSQL accept together."""
 
     async def flood_all(ports: list[int], requests: list[bytes]) -> list[Load]:
         shares = [requests[n::processes] for n in range(processes)]
@@ -97,7 +97,10 @@ def accept(processes: int, *, ended: int = 0) -> float:
 
 
 def show_sizes(engine: str, per_s: Callable[[int], float], rounds: int) -> None:
-    """Print what a callback costs in a ledger with 1,000, 100,000 and 1,000,000 ended tasks; `per_s` measures."""
+    """Print the relative cost of a callback in a ledger with 1,000, 100,000 and 1,000,000 ended tasks.
+
+    `per_s` measures the callbacks per second with a number of ended tasks.
+    """
     sizes: dict[int, list[float]] = {1000: [], 100_000: [], 1_000_000: []}
     for _ in range(rounds):
         for ended, rates in sizes.items():
@@ -109,7 +112,7 @@ def show_sizes(engine: str, per_s: Callable[[int], float], rounds: int) -> None:
 
 
 def show_postgres(rounds: int, tasks: int) -> None:
-    """Print the figures of PostgreSQL."""
+    """Print throughput with 1, 2 and 4 receivers, the cost of ended tasks, and the outcome of killing receivers."""
     print(f"\n{'accepted callbacks on PostgreSQL':<44}{'per s':>8}")
     found: dict[int, list[float]] = {1: [], 2: [], 4: []}
     for _ in range(rounds):

@@ -1,4 +1,4 @@
-"""A load generator: prepared requests over kept-alive connections, in its own process."""
+"""HTTP load generator: sends prepared requests over keep-alive connections, from another process than the server."""
 
 import asyncio
 import statistics
@@ -9,7 +9,7 @@ import msgspec
 
 
 class Load(msgspec.Struct, frozen=True):
-    """What a run measured: answers a second, latencies in milliseconds, statuses other than 200."""
+    """The result of a run: responses per second, latencies in ms, number of responses other than 200."""
 
     per_s: float
     p50_ms: float
@@ -22,7 +22,7 @@ class _Client(asyncio.Protocol):
         self._requests = requests
         self._run = run
         self._buffer = b""
-        self._begun = 0.0
+        self._sent_s = 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport: asyncio.Transport = transport  # type: ignore[assignment]
@@ -34,19 +34,19 @@ class _Client(asyncio.Protocol):
             self._run.ended()
             self._transport.close()
             return
-        self._begun = time.perf_counter()
+        self._sent_s = time.perf_counter()
         self._transport.write(request)
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data
-        if self._is_whole():
-            self._run.latencies.append(time.perf_counter() - self._begun)
+        if self._is_complete():
+            self._run.latencies.append(time.perf_counter() - self._sent_s)
             if not self._buffer.startswith(b"HTTP/1.1 200"):
                 self._run.bad += 1
             self._buffer = b""
             self._next()
 
-    def _is_whole(self) -> bool:
+    def _is_complete(self) -> bool:
         head, separator, body = self._buffer.partition(b"\r\n\r\n")
         if not separator:
             return False
@@ -71,7 +71,7 @@ class _Run:
 
 
 async def flood(host: str, port: int, requests: list[bytes], connections: int = 64) -> Load:
-    """Send every request, each connection as fast as it is answered."""
+    """Closed loop: send all requests, the next on a connection once the previous is answered."""
     run = _Run(connections)
     source = iter(requests)
     loop = asyncio.get_running_loop()
@@ -83,8 +83,8 @@ async def flood(host: str, port: int, requests: list[bytes], connections: int = 
 
 
 async def drip(host: str, port: int, requests: list[bytes], per_s: float) -> Load:
-    """Send requests at a steady rate, whatever the answers; latency counts from when each was due."""
-    reader_latencies: list[float] = []
+    """Open loop: send requests at a steady rate. Latency counts from when a request was due."""
+    latencies: list[float] = []
     bad = 0
     free: asyncio.Queue[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = asyncio.Queue()
     for _ in range(64):
@@ -100,7 +100,7 @@ async def drip(host: str, port: int, requests: list[bytes], per_s: float) -> Loa
             await reader.readuntil(b"0\r\n\r\n")
         else:
             await reader.readexactly(int(lower.partition(b"content-length: ")[2].partition(b"\r\n")[0] or 0))
-        reader_latencies.append(time.perf_counter() - due)
+        latencies.append(time.perf_counter() - due)
         bad += not head.startswith(b"HTTP/1.1 200")
         free.put_nowait((reader, writer))
 
@@ -116,7 +116,7 @@ async def drip(host: str, port: int, requests: list[bytes], per_s: float) -> Loa
     while not free.empty():
         free.get_nowait()[1].close()
     run = _Run(1)
-    run.latencies, run.bad = reader_latencies, bad
+    run.latencies, run.bad = latencies, bad
     return _load(run, elapsed)
 
 

@@ -1,4 +1,4 @@
-"""The processes and folders that the benchmark works with."""
+"""Helpers of the benchmark: server processes and temporary folders."""
 
 import os
 import shutil
@@ -21,7 +21,7 @@ def listening_process(
     python: str = sys.executable,
     settings: Mapping[str, str] | None = None,
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run Python with these arguments while the block runs, which begins once somebody listens at the port."""
+    """Run a Python process while the block runs. The block starts once the process listens at `port`."""
     with log.open("w") as file:
         environ = os.environ | (settings or {})
         process = subprocess.Popen([python, *arguments], stdout=file, stderr=file, env=environ)
@@ -43,9 +43,9 @@ def listening_process(
 
 @contextmanager
 def folder() -> Iterator[Path]:
-    """A folder on the working directory's disk: /tmp may lie in memory."""
-    made = Path(tempfile.mkdtemp(dir=Path.cwd(), prefix=".bench-"))
+    """Yield a temporary folder on the disk of the working directory: /tmp may be in memory."""
+    created = Path(tempfile.mkdtemp(dir=Path.cwd(), prefix=".bench-"))
     try:
-        yield made
+        yield created
     finally:
-        shutil.rmtree(made)
+        shutil.rmtree(created)

@@ -1,4 +1,7 @@
-"""The servers that the benchmark compares, each a process of its own: `python -m tests.bench.servers NAME PORT DIR`."""
+"""The HTTP servers that the benchmark compares, each in its own process.
+
+Run one with `python -m tests.bench.servers NAME PORT DIRECTORY`.
+"""
 
 import asyncio
 import base64
@@ -19,14 +22,14 @@ from starlette.routing import Route
 
 from submitter.callback_url import KeyRing, callback_url
 from submitter.task import Task, TaskStatus
-from submitter.vendors.kling import PATIENCE
+from submitter.vendors.kling.protocol import POLL_POLICY
 
 KEY = base64.b64encode(b"k" * 32).decode()
 WEBHOOK = base64.b64encode(b"w" * 32).decode()
 
 
 def bare() -> Starlette:
-    """Read the body and answer."""
+    """Return the baseline: a bare Starlette route that reads the body and answers."""
 
     async def endpoint(request: Request) -> Response:
         await request.body()
@@ -36,7 +39,7 @@ def bare() -> Starlette:
 
 
 def transaction(directory: Path) -> Starlette:
-    """Store each body in one fsynced transaction of its own, in a thread."""
+    """Return a naive receiver: each body is stored in a separate fsynced transaction, in a thread."""
     db = sqlite3.connect(directory / "plain.db", isolation_level=None, check_same_thread=False)
     db.execute("PRAGMA journal_mode = WAL")
     db.execute("PRAGMA synchronous = FULL")
@@ -58,7 +61,7 @@ def transaction(directory: Path) -> Starlette:
 
 
 def receiver(directory: Path) -> Any:
-    """The receiver, whole: as `serve` runs it, with verification, logging and its worker."""
+    """Return the receiver as `serve` runs it, with verification, logging and its worker."""
     from receiver import service
 
     os.environ.update(environment(directory), KLING_RELAY_LOG="json")
@@ -66,7 +69,7 @@ def receiver(directory: Path) -> Any:
 
 
 def sink(directory: Path) -> Starlette:
-    """Keep each body as a line, and answer once the file has it."""
+    """Return a hook's endpoint that appends each body to a file as a line, unbuffered, then answers."""
     file = (directory / "events.jsonl").open("ab", buffering=0)
 
     async def endpoint(request: Request) -> Response:
@@ -77,7 +80,7 @@ def sink(directory: Path) -> Starlette:
 
 
 def environment(directory: Path) -> dict[str, str]:
-    """The receiver's settings."""
+    """Return the receiver's settings as environment variables."""
     config = directory / "relay.toml"
     if not config.exists():
         config.write_text("")
@@ -92,8 +95,8 @@ def environment(directory: Path) -> dict[str, str]:
 
 
 def fill(path: Path, prefix: str, count: int, status: TaskStatus = TaskStatus.SUBMITTED) -> None:
-    """Put `count` tasks into the ledger at `path`, as the submitter (or their end) leaves them."""
-    from submitter.ledger.sqlite import SqliteLedger, _columns
+    """Create `count` tasks in the SQLite ledger at `path`, submitted or (with another `status`) ended."""
+    from submitter.ledger.sqlite.ledger import SqliteLedger, _columns
 
     ledger = SqliteLedger(path)
     db = sqlite3.connect(path, isolation_level=None)
@@ -106,18 +109,18 @@ def fill(path: Path, prefix: str, count: int, status: TaskStatus = TaskStatus.SU
             status=status,
             created_at_ms=now_ms,
             updated_at_ms=now_ms,
-            patience=PATIENCE,
+            poll_policy=POLL_POLICY,
             task_id=str(893605946402811985 + i),
             sequence=1,
             poll_at_ms=now_ms + 900_000 if status is TaskStatus.SUBMITTED else None,
             request={"image": "https://example.com/girl.png", "video": "https://example.com/dance.mp4"},
             metadata={"order": str(i)},
         )
-        id, word, is_open, poll_at_ms, doc = _columns(task)
+        id, status_value, is_open, poll_at_ms, doc = _columns(task)
         db.execute(
             "INSERT INTO tasks (external_task_id, vendor, status, is_open, created_at_ms, poll_at_ms, doc)"
             " VALUES (?, 'kling', ?, ?, ?, ?, ?)",
-            (id, word, is_open, now_ms, poll_at_ms, doc),
+            (id, status_value, is_open, now_ms, poll_at_ms, doc),
         )
     db.execute("COMMIT")
     db.close()
@@ -125,12 +128,12 @@ def fill(path: Path, prefix: str, count: int, status: TaskStatus = TaskStatus.SU
 
 
 def callbacks(prefix: str, count: int, first: int = 0) -> list[bytes]:
-    """Return signed requests: `processing` for each task, then `succeeded` for each."""
+    """Return signed callback requests: `processing` for each task, then `succeeded` for each."""
     import hmac
 
     ring = KeyRing.read(f"bench:{KEY}")
     now_s = time.time()
-    stamp = str(int(now_s))
+    timestamp = str(int(now_s))
     requests = []
     for status in ("processing", "succeeded"):
         for i in range(first, first + count):
@@ -150,12 +153,12 @@ def callbacks(prefix: str, count: int, first: int = 0) -> list[bytes]:
                 task["outputs"] = [{"type": "video", "id": id, "url": url, "duration": "5.041"}]
                 task["billing"] = [{"charge_type": "unit", "amount": "4.5", "package_type": "video"}]
             body = msgspec.json.encode(task)
-            signed = f"{id}-{status}.{stamp}.".encode() + body
+            signed = f"{id}-{status}.{timestamp}.".encode() + body
             signature = base64.b64encode(hmac.digest(b"w" * 32, signed, "sha256")).decode()
             path = callback_url("", ring, "kling", f"{prefix}-{i}", now_s)
             head = (
                 f"POST {path} HTTP/1.1\r\nhost: relay\r\ncontent-type: application/json\r\n"
-                f"content-length: {len(body)}\r\nwebhook-id: {id}-{status}\r\nwebhook-timestamp: {stamp}\r\n"
+                f"content-length: {len(body)}\r\nwebhook-id: {id}-{status}\r\nwebhook-timestamp: {timestamp}\r\n"
                 f"webhook-signature: v1,{signature}\r\n\r\n"
             )
             requests.append(head.encode() + body)
@@ -163,10 +166,10 @@ def callbacks(prefix: str, count: int, first: int = 0) -> list[bytes]:
 
 
 def main() -> None:
-    """Serve one of them."""
+    """Run the server that the command line names."""
     name, port, directory = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
-    makers = {"transaction": transaction, "receiver": receiver, "sink": sink}
-    app: Any = bare() if name == "bare" else makers[name](directory)
+    factories = {"transaction": transaction, "receiver": receiver, "sink": sink}
+    app: Any = bare() if name == "bare" else factories[name](directory)
     uvicorn.run(
         app, host="127.0.0.1", port=port, log_level="error", access_log=False, server_header=False, proxy_headers=False
     )

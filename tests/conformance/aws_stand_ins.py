@@ -1,6 +1,6 @@
-"""AWS's stand-ins on loopback: moto in a thread, ministack as a process with an environment of its own.
+"""AWS stand-ins on loopback: moto in a thread, ministack in a process with a separate environment.
 
-Each keeps its own idea of DynamoDB, so what passes on both stands on neither's peculiarities.
+They implement DynamoDB independently: a test that passes on both relies on the quirks of neither.
 """
 
 import sys
@@ -18,21 +18,20 @@ MINISTACK = Path(sys.prefix) / "ministack" / "bin" / "python"
 
 @contextmanager
 def run_moto() -> Iterator[str]:
-    """Run moto, and give its URL.
+    """Run moto, and yield its URL.
 
-    Of DynamoDB it is asked one thing at a time: a transaction that it refuses takes everything
-    back that others wrote meanwhile.
+    DynamoDB calls are serialized: when moto cancels a transaction, it also rolls back concurrent writes.
     """
     from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
     from werkzeug.serving import make_server
 
-    moto, one_at_a_time = DomainDispatcherApplication(create_backend_app), threading.Lock()
+    moto, dynamodb_lock = DomainDispatcherApplication(create_backend_app), threading.Lock()
 
     def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         is_dynamodb = environ.get("HTTP_X_AMZ_TARGET", "").startswith("DynamoDB")
-        with one_at_a_time if is_dynamodb else nullcontext():
-            answer: Iterable[bytes] = moto(environ, start_response)
-            return answer
+        with dynamodb_lock if is_dynamodb else nullcontext():
+            response: Iterable[bytes] = moto(environ, start_response)
+            return response
 
     server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=MotoRequestHandler)
     serving = threading.Thread(target=server.serve_forever)
@@ -45,7 +44,7 @@ def run_moto() -> Iterator[str]:
 
 @contextmanager
 def run_ministack(folder: Path) -> Iterator[str]:
-    """Run ministack, and give its URL."""
+    """Run ministack, and yield its URL."""
     port = free_port()
     settings = {"BIND_HOST": "127.0.0.1", "GATEWAY_PORT": str(port), "SERVICES": "dynamodb,sqs", "LOG_LEVEL": "ERROR"}
     log = folder / "ministack.log"

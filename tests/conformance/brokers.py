@@ -1,4 +1,4 @@
-"""The real servers that buses are tested against, behind a proxy that can be cut."""
+"""Helpers for tests against real servers: a TCP proxy that simulates an outage, free and listening ports."""
 
 import asyncio
 import contextlib
@@ -6,14 +6,14 @@ import socket
 
 
 def is_listening(port: int) -> bool:
-    """Tell whether a server answers on loopback."""
+    """Return whether a server accepts connections at a loopback port."""
     with contextlib.closing(socket.socket()) as probe:
         probe.settimeout(1)
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def free_port() -> int:
-    """Return a port of loopback that nobody listens at."""
+    """Return an unused loopback port."""
     with contextlib.closing(socket.socket()) as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -21,7 +21,7 @@ def free_port() -> int:
 
 
 class Proxy:
-    """A way to a real server on loopback; cutting it is what its restart looks like from here."""
+    """A TCP proxy to a server on loopback. To a client, `cut` looks like a server that stops."""
 
     def __init__(self, port: int) -> None:
         self._target = port
@@ -30,12 +30,12 @@ class Proxy:
         self.port = 0
 
     async def open(self) -> None:
-        """Let connections through, at the same port as before."""
+        """Accept connections, at the same port as before."""
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def cut(self) -> None:
-        """Break every connection, and take no other."""
+        """Abort every connection, and accept no others."""
         if self._server is not None:
             self._server.close()
             for writer in self._writers:
@@ -45,20 +45,20 @@ class Proxy:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._target)
+            server_reader, server_writer = await asyncio.open_connection("127.0.0.1", self._target)
         except OSError:
             writer.transport.abort()
             return
-        ends = {writer, far_writer}
-        self._writers |= ends
+        both = {writer, server_writer}
+        self._writers |= both
         try:
-            await asyncio.gather(_pump(reader, far_writer), _pump(far_reader, writer))
+            await asyncio.gather(_pump(reader, server_writer), _pump(server_reader, writer))
         finally:
-            self._writers -= ends
-            for end in ends:
-                end.close()
+            self._writers -= both
+            for closing in both:
+                closing.close()
                 with contextlib.suppress(OSError):
-                    await end.wait_closed()
+                    await closing.wait_closed()
 
 
 async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -1,4 +1,4 @@
-"""What every destination must do. An implementation's test is a subclass with one fixture, `peer`."""
+"""Conformance suites for destinations. An implementation's test subclasses them and defines the fixture `peer`."""
 
 import asyncio
 from typing import Any, Protocol
@@ -7,48 +7,51 @@ import msgspec
 
 from receiver.destinations.base import Destination
 from submitter.event import Event, cloud_event, event_id
-from submitter.schedule import Backoff, Patience
+from submitter.schedule import Backoff, PollPolicy
 from submitter.task import Task, TaskStatus
 
 NOW_S = 1_781_080_800.0
 
 
 class Peer(Protocol):
-    """The other side: opens our destination, and tells what arrived."""
+    """The receiving end: opens a destination that leads to it, and returns the events that arrived.
+
+    A peer with a size limit also has `too_large_bytes`, the size of an event body that it refuses.
+    """
 
     def open(self, **settings: Any) -> Destination: ...
 
     async def arrived(self) -> list[str]:
-        """Return the ids of the events that arrived, in their order."""
+        """Return the ids of the events that arrived, in order."""
         ...
 
     async def refuse(self) -> None:
-        """Refuse every event."""
+        """Refuse every event from now on."""
         ...
 
     async def accept(self) -> None:
-        """Refuse nothing any more."""
+        """Accept every event again."""
         ...
 
 
 class NamedPeer(Peer, Protocol):
-    """One whose topic, queue or stream must exist before events are sent to it."""
+    """A peer whose topic, queue or stream must be created before events are sent to it."""
 
     def open_missing(self) -> Destination:
-        """Open a destination that leads to nothing."""
+        """Open a destination whose topic, queue or stream does not exist."""
         ...
 
 
 class GuardedPeer(Peer, Protocol):
-    """One that asks for credentials."""
+    """A peer that requires credentials."""
 
-    def open_stranger(self, secret: str) -> Destination:
-        """Open a destination with credentials that are wrong, `secret` among them."""
+    def open_with_wrong_credentials(self, secret: str) -> Destination:
+        """Open a destination with wrong credentials that contain `secret`."""
         ...
 
 
 class DistantPeer(Peer, Protocol):
-    """One that can go away."""
+    """A peer that is reached over a network and can become unavailable."""
 
     async def away(self) -> None:
         """Stop answering."""
@@ -60,22 +63,22 @@ class DistantPeer(Peer, Protocol):
 
 
 def event(n: int = 1, task: str = "order-1") -> Event:
-    patience = Patience(Backoff(1, 1, 1), Backoff(1, 1, 1), 1)
-    made = Task(task, "kling", TaskStatus.PROCESSING, 1000, 1000, patience, sequence=n, metadata={"a": "ü 猫"})
+    poll_policy = PollPolicy(Backoff(1, 1, 1), Backoff(1, 1, 1), 1)
+    current = Task(task, "kling", TaskStatus.PROCESSING, 1000, 1000, poll_policy, sequence=n, metadata={"a": "ü 猫"})
     id = event_id("kling", task, n)
-    body = cloud_event(id=id, type="task.processing", task=made, time_ms=1000)
+    body = cloud_event(id=id, type="task.processing", task=current, time_ms=1000)
     return Event(id, "task.processing", task, n, 1000, body)
 
 
 def large_event(body_bytes: int) -> Event:
-    """Return an event whose body is of this size."""
+    """Return an event with a body of this size."""
     small = event(1, "order-large")
     padding = b'{"padding":"' + b"x" * (body_bytes - len(small.body) - 13) + b'",'
     return msgspec.structs.replace(small, body=padding + small.body[1:])
 
 
 class DestinationSuite:
-    """The promises of `receiver.destinations.base.Destination`."""
+    """The contract of `receiver.destinations.base.Destination`."""
 
     async def test_an_event_is_delivered_and_acknowledged(self, peer: Peer) -> None:
         destination = peer.open()
@@ -85,7 +88,7 @@ class DestinationSuite:
         assert await destination.reach() is None
         await destination.close()
 
-    async def test_a_refusal_is_an_outcome_that_says_what_was_answered(self, peer: Peer) -> None:
+    async def test_a_refused_event_is_a_failed_outcome_with_the_answer(self, peer: Peer) -> None:
         destination = peer.open()
         assert (await destination.send(event(1), NOW_S)).is_delivered
         await peer.refuse()
@@ -97,14 +100,14 @@ class DestinationSuite:
         assert (await peer.arrived())[-1] == event(2).id
         await destination.close()
 
-    async def test_a_tasks_events_arrive_in_their_order(self, peer: Peer) -> None:
+    async def test_a_tasks_events_arrive_in_order(self, peer: Peer) -> None:
         destination = peer.open()
         for n in range(1, 6):
             assert (await destination.send(event(n), NOW_S)).is_delivered
         assert await peer.arrived() == [event(n).id for n in range(1, 6)]
         await destination.close()
 
-    async def test_two_workers_at_once_lose_nothing(self, peer: Peer) -> None:
+    async def test_two_concurrent_workers_lose_no_event(self, peer: Peer) -> None:
         workers = [peer.open(concurrency=5), peer.open(concurrency=5)]
         events = [event(1, f"order-{n}") for n in range(20)]
         sends = (workers[n % 2].send(one, NOW_S) for n, one in enumerate(events))
@@ -114,7 +117,7 @@ class DestinationSuite:
         for worker in workers:
             await worker.close()
 
-    async def test_many_at_once_have_each_an_outcome_of_its_own(self, peer: Peer) -> None:
+    async def test_each_of_many_concurrent_events_gets_its_own_outcome(self, peer: Peer) -> None:
         destination = peer.open(concurrency=100)
         events = [event(1, f"order-{n}") for n in range(64)]
         outcomes = await asyncio.gather(*(destination.send(one, NOW_S) for one in events))
@@ -122,32 +125,32 @@ class DestinationSuite:
         assert sorted(await peer.arrived()) == sorted(one.id for one in events)
         await destination.close()
 
-    async def test_an_event_that_is_too_large_is_refused_and_spoils_no_other(self, peer: Peer) -> None:
-        """What has no such limit (`most_bytes` is None) takes it."""
-        most = getattr(peer, "most_bytes", None)
+    async def test_an_oversized_event_is_refused_and_does_not_fail_its_batch(self, peer: Peer) -> None:
+        """A peer without a size limit accepts the event."""
+        too_large_bytes = getattr(peer, "too_large_bytes", None)
         destination = peer.open()
-        large = large_event(2_000_000 if most is None else most)
+        large = large_event(too_large_bytes or 2_000_000)
         outcome, other = await asyncio.gather(destination.send(large, NOW_S), destination.send(event(2), NOW_S))
-        assert outcome.is_delivered is (most is None), outcome
+        assert outcome.is_delivered is (too_large_bytes is None), outcome
         assert outcome.answer
         assert other.is_delivered, other
         assert (await destination.send(event(3), NOW_S)).is_delivered
         await destination.close()
 
-    async def test_closing_what_was_never_used_is_well(self, peer: Peer) -> None:
+    async def test_a_destination_that_was_never_used_can_be_closed(self, peer: Peer) -> None:
         await peer.open().close()
 
 
 class DistantSuite(DestinationSuite):
-    """What is promised besides of a destination that can be away."""
+    """The contract of a destination that is reached over a network."""
 
-    async def test_a_peer_that_goes_away_and_comes_back_is_reached_again(self, peer: DistantPeer) -> None:
+    async def test_delivery_resumes_after_an_outage(self, peer: DistantPeer) -> None:
         destination = peer.open()
         assert (await destination.send(event(1), NOW_S)).is_delivered
         await peer.away()
-        gone = await destination.send(event(2), NOW_S)
-        assert not gone.is_delivered
-        assert gone.answer
+        during_outage = await destination.send(event(2), NOW_S)
+        assert not during_outage.is_delivered
+        assert during_outage.answer
         assert await destination.reach()
         await peer.back()
         assert (await destination.send(event(2), NOW_S)).is_delivered
@@ -155,7 +158,7 @@ class DistantSuite(DestinationSuite):
         assert await destination.reach() is None
         await destination.close()
 
-    async def test_a_host_inside_the_network_must_be_allowed(self, peer: DistantPeer) -> None:
+    async def test_a_private_address_is_refused_unless_it_is_allowed(self, peer: DistantPeer) -> None:
         destination = peer.open(allow=())
         outcome = await destination.send(event(), NOW_S)
         assert not outcome.is_delivered
@@ -166,9 +169,9 @@ class DistantSuite(DestinationSuite):
 
 
 class NamedSuite:
-    """What is promised of a destination that must be made before it is used."""
+    """The contract of a destination whose topic, queue or stream must be created first."""
 
-    async def test_what_is_not_there_is_told_and_does_not_disable_the_hook(self, peer: NamedPeer) -> None:
+    async def test_a_missing_topic_is_a_failure_that_does_not_disable_the_hook(self, peer: NamedPeer) -> None:
         destination = peer.open_missing()
         assert await destination.reach()
         outcome = await destination.send(event(), NOW_S)
@@ -179,10 +182,10 @@ class NamedSuite:
 
 
 class GuardedSuite:
-    """What is promised of a destination that asks for credentials."""
+    """The contract of a destination that requires credentials."""
 
-    async def test_wrong_credentials_are_told_without_them(self, peer: GuardedPeer) -> None:
-        destination = peer.open_stranger("s3cret")
+    async def test_wrong_credentials_are_a_failure_whose_answer_hides_them(self, peer: GuardedPeer) -> None:
+        destination = peer.open_with_wrong_credentials("s3cret")
         outcome = await destination.send(event(), NOW_S)
         assert not outcome.is_delivered
         assert outcome.answer

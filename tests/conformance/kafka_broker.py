@@ -1,4 +1,4 @@
-"""A real Kafka-protocol broker (Tansu, which keeps everything in memory), read by librdkafka's consumer."""
+"""A real broker of the Kafka protocol (Tansu, in memory) behind a proxy, read with librdkafka's consumer."""
 
 import asyncio
 import logging
@@ -13,7 +13,7 @@ from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-def
 
 from receiver.destinations import open_destination
 from receiver.destinations.base import Destination
-from receiver.hooks import Hook
+from receiver.hook import Hook
 from tests.conformance.brokers import Proxy, free_port, is_listening
 
 PARTITIONS = 3
@@ -22,9 +22,9 @@ QUIET.setLevel(logging.CRITICAL)
 
 
 class KafkaBroker:
-    """Reached by a proxy, whose address the broker tells its clients."""
+    """A broker process that advertises the address of its proxy."""
 
-    most_bytes = 1024 * 1024
+    too_large_bytes = 1024 * 1024
 
     def __init__(self) -> None:
         self.name = f"kling-relay-test-{uuid.uuid4().hex[:12]}"
@@ -51,8 +51,8 @@ class KafkaBroker:
         if authentication:
             return
         self.admin = AdminClient({"bootstrap.servers": f"127.0.0.1:{self.port}"}, logger=QUIET)
-        made = self.admin.create_topics([NewTopic(self.name, num_partitions=PARTITIONS, replication_factor=1)])
-        await asyncio.to_thread(made[self.name].result)
+        created = self.admin.create_topics([NewTopic(self.name, num_partitions=PARTITIONS, replication_factor=1)])
+        await asyncio.to_thread(created[self.name].result)
 
     async def stop(self) -> None:
         await self.proxy.cut()
@@ -73,14 +73,14 @@ class KafkaBroker:
         return open_destination(Hook("bus", self.url, timeout_s=timeout_s, **settings), frozenset(allow))
 
     def messages(self) -> list[Any]:
-        """Return what every partition holds, each in its order: what lies before an end that is put there now.
+        """Return the messages of all partitions, each partition's in order.
 
-        (The broker's high watermarks count batches, so that they tell no end.)
+        They are read up to an end marker that is produced now, because this broker's high watermarks count batches.
         """
-        server, end = {"bootstrap.servers": f"127.0.0.1:{self.port}"}, uuid.uuid4().bytes
+        server, end_marker = {"bootstrap.servers": f"127.0.0.1:{self.port}"}, uuid.uuid4().bytes
         producer = Producer(server, logger=QUIET)
         for partition in range(PARTITIONS):
-            producer.produce(self.name, value=end, key=b"end", partition=partition)
+            producer.produce(self.name, value=end_marker, key=b"end", partition=partition)
         producer.flush()
         consumer = Consumer(server | {"group.id": self.name, "enable.auto.commit": False}, logger=QUIET)
         consumer.assign([TopicPartition(self.name, partition, 0) for partition in range(PARTITIONS)])
@@ -89,8 +89,8 @@ class KafkaBroker:
         while ended < PARTITIONS:
             message = consumer.poll(5)
             if message is None or message.error():
-                raise RuntimeError(f"not read: {message and message.error()}")
-            ended += message.value() == end
+                raise RuntimeError(f"could not read: {message and message.error()}")
+            ended += message.value() == end_marker
             if message.key() != b"end":
                 found.append(message)
         consumer.close()

@@ -1,7 +1,7 @@
-"""What every ledger must do. An implementation's test is a subclass with two fixtures, `opened` and `empty`.
+"""Conformance suite of the ledger protocol. To test an engine, subclass it and provide two fixtures.
 
-`opened` returns a function that opens the ledger again: another process's view of the same store.
-`empty` returns one that opens another store.
+`opened` returns a function that opens the same store once more, as another process does.
+`empty` returns a function that opens a second, empty store.
 """
 
 import asyncio
@@ -13,20 +13,21 @@ import msgspec
 import pytest
 
 from submitter.errors import TaskNotFound, UrlUnknown
-from submitter.ledger.base import Delivery, Disabled, Ledger, Quarantined, Record, Route, Settlement
-from submitter.schedule import Backoff, Patience
-from submitter.task import Diverted, Doubted, Report, Sending, Task, TaskStatus, Transition, Unheard, transition
+from submitter.ledger.base import Delivery, Disabled, Ledger, Quarantined, Record, Settlement, Subscription
+from submitter.schedule import Backoff, PollPolicy
+from submitter.task import Task, TaskStatus
+from submitter.transition import FailedOver, NoAnswer, Report, SendLease, Transition, Unconfirmed, transition
 
 NOW = 1_781_080_800_000
-PATIENCE = Patience(Backoff(900, 1.5, 3600), Backoff(10, 1.5, 60), 86400)
-ALL = Route("all", None, "t1", 100)
+POLL_POLICY = PollPolicy(Backoff(900, 1.5, 3600), Backoff(10, 1.5, 60), 86400)
+ALL = Subscription("all", None, "t1", 100)
 
 Open = Callable[[], Ledger]
 
 
 def task(id: str, **fields: Any) -> Task:
-    made = Task(id, "kling", TaskStatus.CREATED, NOW, NOW, PATIENCE, poll_at_ms=NOW + 1000)
-    return msgspec.structs.replace(made, **fields)
+    created = Task(id, "kling", TaskStatus.CREATED, NOW, NOW, POLL_POLICY, poll_at_ms=NOW + 1000)
+    return msgspec.structs.replace(created, **fields)
 
 
 def report(status: TaskStatus) -> Callable[[Task], Transition | None]:
@@ -40,25 +41,25 @@ async def succeed(ledger: Ledger, id: str) -> None:
 
 
 class LedgerSuite:
-    """The promises of `submitter.ledger.base.Ledger`."""
+    """What `submitter.ledger.base.Ledger` promises."""
 
-    async def test_a_reservation_is_made_once(self, opened: Open) -> None:
+    async def test_reserve_is_idempotent(self, opened: Open) -> None:
         ledger, other = opened(), opened()
-        answers = await asyncio.gather(*(which.reserve(task("a")) for which in (ledger, other) for _ in range(10)))
-        assert sum(answer.is_new for answer in answers if answer) == 1
-        assert {answer.task.external_task_id for answer in answers if answer} == {"a"}
+        results = await asyncio.gather(*(which.reserve(task("a")) for which in (ledger, other) for _ in range(10)))
+        assert sum(result.is_new for result in results if result) == 1
+        assert {result.task.external_task_id for result in results if result} == {"a"}
 
-    async def test_slots_are_never_overbooked(self, opened: Open) -> None:
+    async def test_reserve_never_exceeds_the_slots(self, opened: Open) -> None:
         ledger, other = opened(), opened()
         reserve = (which.reserve(task(f"{n}-{i}"), 3) for n, which in enumerate((ledger, other)) for i in range(10))
-        made = [answer for answer in await asyncio.gather(*reserve) if answer is not None]
-        assert len(made) == 3
+        reserved = [result for result in await asyncio.gather(*reserve) if result is not None]
+        assert len(reserved) == 3
         assert await ledger.open_tasks("kling") == 3
-        id = made[0].task.external_task_id
+        id = reserved[0].task.external_task_id
         await ledger.apply(id, report(TaskStatus.FAILED))
         assert await other.reserve(task("next"), 3) is not None
 
-    async def test_state_and_event_are_one(self, opened: Open) -> None:
+    async def test_a_state_change_and_its_event_are_stored_together(self, opened: Open) -> None:
         ledger = opened()
         await succeed(ledger, "a")
         other = opened()
@@ -68,7 +69,7 @@ class LedgerSuite:
         assert [event.sequence for event in events] == [1, 2]
         assert len({event.id for event in events}) == 2
 
-    async def test_concurrent_reports_are_one_event_each(self, opened: Open) -> None:
+    async def test_concurrent_applies_are_serialized_and_emit_one_event_each(self, opened: Open) -> None:
         ledger, other = opened(), opened()
         await ledger.reserve(task("a"))
         statuses = [TaskStatus.SUBMITTED, TaskStatus.PROCESSING, TaskStatus.SUCCEED] * 10
@@ -81,7 +82,7 @@ class LedgerSuite:
         assert [event.sequence for event in events] == list(range(1, current.sequence + 1))
         assert [event.type for event in events][-1] == "task.succeed"
 
-    async def test_what_decide_raises_reaches_its_caller_alone(self, opened: Open) -> None:
+    async def test_an_exception_of_decide_is_raised_to_its_caller_only(self, opened: Open) -> None:
         ledger = opened()
         await ledger.reserve(task("a"))
         await ledger.reserve(task("b"))
@@ -100,7 +101,7 @@ class LedgerSuite:
         assert (await ledger.get("a")).status is TaskStatus.CREATED
         assert (await ledger.get("b")).status is TaskStatus.SUBMITTED
 
-    async def test_a_task_that_is_not_there_is_task_not_found(self, opened: Open) -> None:
+    async def test_a_missing_task_raises_task_not_found(self, opened: Open) -> None:
         with pytest.raises(TaskNotFound, match="tasks list"):
             await opened().get("missing")
 
@@ -118,7 +119,7 @@ class LedgerSuite:
         assert [found.external_task_id for found in failed] == ["t3"]
         assert await ledger.tasks(vendor="novita", limit=9) == []
 
-    async def test_a_poll_is_claimed_by_one_until_its_lease_ends(self, opened: Open) -> None:
+    async def test_a_poll_is_leased_to_one_worker_until_the_lease_expires(self, opened: Open) -> None:
         ledger, other = opened(), opened()
         for i in range(5):
             await ledger.reserve(task(f"t{i}", poll_at_ms=NOW + i))
@@ -130,60 +131,62 @@ class LedgerSuite:
         assert (await other.claim_polls(NOW + 1008, 1000, 10)).items == []
         assert len((await other.claim_polls(NOW + 1009, 1000, 10)).items) == 5
 
-    async def test_an_answer_settles_the_poll_and_a_doubt_makes_it_due(self, opened: Open) -> None:
+    async def test_apply_ends_a_poll_lease_and_an_unconfirmed_report_makes_the_poll_due(self, opened: Open) -> None:
         ledger = opened()
         await ledger.reserve(task("a", status=TaskStatus.SUBMITTED, poll_at_ms=NOW))
         await ledger.claim_polls(NOW, 120_000, 10)
-        await ledger.apply("a", lambda current: transition(current, Unheard(), NOW))
+        await ledger.apply("a", lambda current: transition(current, NoAnswer(), NOW))
         assert (await ledger.claim_polls(NOW + 121_000, 1000, 10)).items == []
-        await ledger.apply("a", lambda current: transition(current, Doubted(), NOW + 5))
+        await ledger.apply("a", lambda current: transition(current, Unconfirmed(), NOW + 5))
         assert len((await ledger.claim_polls(NOW + 5, 1000, 10)).items) == 1
 
-    async def test_a_task_is_found_by_the_vendors_id_for_it(self, opened: Open) -> None:
+    async def test_a_task_is_found_by_its_vendor_task_id(self, opened: Open) -> None:
         ledger, other = opened(), opened()
         for id in ("a", "b"):
             await ledger.reserve(task(id))
         await ledger.reserve(task("known", task_id="7", status=TaskStatus.SUBMITTED))
-        await ledger.apply("a", report(TaskStatus.SUBMITTED))  # the vendor's 893
+        await ledger.apply("a", report(TaskStatus.SUBMITTED))  # reports the vendor's task id 893
         assert [found.external_task_id for found in await other.by_task_ids("kling", ["893", "1"])] == ["a"]
         assert [found.external_task_id for found in await other.by_task_ids("kling", ["7"])] == ["known"]
         assert await other.by_task_ids("oxen", ["893"]) == []
 
-    async def test_a_task_that_goes_to_another_vendor_counts_there(self, opened: Open) -> None:
+    async def test_failover_moves_a_task_to_the_slots_of_the_other_vendor(self, opened: Open) -> None:
         ledger, other = opened(), opened()
         await ledger.reserve(task("a"), 1)
         assert await other.reserve(task("b"), 1) is None
-        await ledger.apply("a", lambda current: transition(current, Diverted("novita", PATIENCE, "no balance"), NOW))
+        await ledger.apply(
+            "a", lambda current: transition(current, FailedOver("novita", POLL_POLICY, "no balance"), NOW)
+        )
         assert (await other.open_tasks("kling"), await other.open_tasks("novita")) == (0, 1)
         assert await other.reserve(task("b"), 1) is not None
         assert [found.external_task_id for found in await other.tasks(vendor="novita", limit=9)] == ["a"]
         assert await other.reserve(task("c", vendor="novita"), 1) is None
 
-    async def test_a_vendors_open_tasks_can_all_be_made_due(self, opened: Open) -> None:
+    async def test_make_due_makes_a_poll_due_for_each_open_task_of_a_vendor(self, opened: Open) -> None:
         ledger, other = opened(), opened()
         later = {"status": TaskStatus.SUBMITTED, "poll_at_ms": NOW + 900_000}
         await ledger.reserve(task("a", vendor="oxen", task_id="1", **later))
         await ledger.reserve(task("other", task_id="2", **later))
         await ledger.reserve(task("ended", vendor="oxen", task_id="3", status=TaskStatus.SUCCEED, poll_at_ms=None))
         await ledger.reserve(task("unsent", vendor="oxen", poll_at_ms=NOW + 900_000))
-        assert await other.hasten("oxen", NOW) == 1
+        assert await other.make_due("oxen", NOW) == 1
         assert [found.external_task_id for found in (await ledger.claim_polls(NOW, 1000, 9)).items] == ["a"]
 
-    async def test_an_event_goes_once_to_each_hook_that_wants_it(self, opened: Open) -> None:
+    async def test_each_subscribed_hook_gets_one_delivery_per_event(self, opened: Open) -> None:
         ledger, other = opened(), opened()
         for i in range(20):
             await succeed(ledger, f"t{i}")
-        ends = Route("ends", frozenset({"task.succeed"}), "t2", 100)
+        ends = Subscription("ends", frozenset({"task.succeed"}), "t2", 100)
         claims = await asyncio.gather(
             *(which.claim_deliveries([ALL, ends], NOW, 1000) for which in (ledger, other) * 3)
         )
-        got = [(found.hook, found.event.id) for claim in claims for found in claim.items]
-        assert len(got) == len(set(got)) == 60
+        claimed = [(found.hook, found.event.id) for claim in claims for found in claim.items]
+        assert len(claimed) == len(set(claimed)) == 60
         assert {found.event.type for claim in claims for found in claim.items if found.hook == "ends"} == {
             "task.succeed"
         }
 
-    async def test_a_pause_is_seen_until_it_ends(self, opened: Open) -> None:
+    async def test_a_pause_is_visible_to_other_processes_until_it_ends(self, opened: Open) -> None:
         ledger, other = opened(), opened()
         await ledger.pause("all", NOW + 5000, "HTTP 500")
         (state,) = await other.hook_states([ALL])
@@ -192,37 +195,35 @@ class LedgerSuite:
         (state,) = await ledger.hook_states([ALL])
         assert state.paused is None
 
-    async def test_an_ordered_hook_gets_a_tasks_events_one_after_the_other(self, opened: Open) -> None:
+    async def test_an_ordered_hook_gets_the_events_of_a_task_one_at_a_time_in_sequence(self, opened: Open) -> None:
         ledger, other = opened(), opened()
         for id in ("a", "b"):
             await succeed(ledger, id)
-        bus = Route("bus", None, "t1", 100, ordered=True)
+        bus = Subscription("bus", None, "t1", 100, ordered=True)
         claims = await asyncio.gather(*(which.claim_deliveries([bus], NOW, 1000) for which in (ledger, other)))
         first = [found for claim in claims for found in claim.items]
         assert sorted((one.event.external_task_id, one.event.sequence) for one in first) == [("a", 1), ("b", 1)]
         blocked = await ledger.claim_deliveries([bus], NOW, 1000)
-        assert (blocked.items, blocked.next_due_ms) == ([], NOW + 1000)  # when the leases end
+        assert (blocked.items, blocked.next_due_ms) == ([], NOW + 1000)  # when the leases expire
         by_task = {one.event.external_task_id: one for one in first}
         await ledger.settle(by_task["a"], Settlement("done"))
-        await ledger.settle(by_task["b"], Settlement("due", due_at_ms=NOW + 60_000, error="away"))
+        await ledger.settle(by_task["b"], Settlement("due", due_at_ms=NOW + 60_000, error="HTTP 503"))
         second = await other.claim_deliveries([bus], NOW, 1000)
         assert [(one.event.external_task_id, one.event.sequence) for one in second.items] == [("a", 2)]
         assert second.next_due_ms == NOW + 1000
         third = await ledger.claim_deliveries([bus], NOW + 60_000, 1000)
         assert {(one.event.external_task_id, one.event.sequence) for one in third.items} == {("a", 2), ("b", 1)}
 
-    async def test_a_hook_without_room_gets_nothing_and_delays_no_other(self, opened: Open) -> None:
+    async def test_a_hook_without_capacity_gets_nothing_and_delays_no_other(self, opened: Open) -> None:
         ledger = opened()
         for i in range(5):
             await succeed(ledger, f"t{i}")
-        full, free = Route("full", None, "t1", 0), Route("free", None, "t2", 4)
+        full, free = Subscription("full", None, "t1", 0), Subscription("free", None, "t2", 4)
         claim = await ledger.claim_deliveries([full, free], NOW, 1000)
         assert [found.hook for found in claim.items] == ["free"] * 4
         assert len((await ledger.claim_deliveries([full, free], NOW, 1000)).items) == 4
 
-    async def test_a_lost_delivery_is_claimed_again_and_the_late_end_of_the_first_counts_for_nothing(
-        self, opened: Open
-    ) -> None:
+    async def test_an_expired_lease_is_claimed_again_and_a_late_settle_changes_nothing(self, opened: Open) -> None:
         ledger, other = opened(), opened()
         await ledger.reserve(task("a"))
         await ledger.apply("a", report(TaskStatus.SUBMITTED))
@@ -236,7 +237,7 @@ class LedgerSuite:
         assert await other.settle(second, Settlement("done"))
         assert (await ledger.claim_deliveries([ALL], NOW + 99_000, 1000)).items == []
 
-    async def test_dead_letters_are_kept_listed_and_replayed(self, opened: Open) -> None:
+    async def test_dead_letters_are_listed_and_replayed(self, opened: Open) -> None:
         ledger = opened()
         for id in ("a", "b"):
             await ledger.reserve(task(id))
@@ -253,42 +254,42 @@ class LedgerSuite:
         again = (await ledger.claim_deliveries([ALL], NOW + 5, 1000)).items
         assert [found.attempts for found in again] == [1, 1]
 
-    async def test_a_hook_that_is_gone_is_disabled_until_it_is_replayed_or_moved(self, opened: Open) -> None:
+    async def test_a_gone_hook_is_disabled_until_replay_or_a_new_endpoint(self, opened: Open) -> None:
         ledger = opened()
         for id in ("a", "b"):
             await ledger.reserve(task(id))
             await ledger.apply(id, report(TaskStatus.SUBMITTED))
-        first = (await ledger.claim_deliveries([msgspec.structs.replace(ALL, room=1)], NOW, 1000)).items[0]
-        await ledger.settle(first, Settlement("dead", error="HTTP 410", disable_target="t1"))
+        first = (await ledger.claim_deliveries([msgspec.structs.replace(ALL, capacity=1)], NOW, 1000)).items[0]
+        await ledger.settle(first, Settlement("dead", error="HTTP 410", disable_endpoint="t1"))
         assert (await ledger.claim_deliveries([ALL], NOW, 1000)).items == []
         (state,) = await ledger.hook_states([ALL])
         assert (state.dead, state.disabled) == (2, "HTTP 410")
         await ledger.reserve(task("c"))
         await ledger.apply("c", report(TaskStatus.SUBMITTED))
-        moved = msgspec.structs.replace(ALL, target="elsewhere")
+        moved = msgspec.structs.replace(ALL, endpoint_fingerprint="elsewhere")
         assert len((await ledger.claim_deliveries([moved], NOW, 1000)).items) == 1
         assert await ledger.replay("all", NOW) == 2
         assert len((await ledger.claim_deliveries([ALL], NOW, 1000)).items) == 2
 
-    async def test_a_body_in_quarantine_is_kept_once_and_counted(self, opened: Open) -> None:
+    async def test_quarantine_stores_a_body_once_and_counts_its_repetitions(self, opened: Open) -> None:
         ledger = opened()
         for body in (b"\xff\x00", b"{}", b"{}"):
             await ledger.quarantine(Quarantined("a", "kling", NOW, "unknown status", body))
         kept = {entry.body: entry.times for entry in await ledger.quarantined(10)}
         assert kept == {b"\xff\x00": 1, b"{}": 2}
 
-    async def test_whole_records_are_paged_and_loaded_into_an_empty_ledger(
+    async def test_records_are_paged_and_loaded_into_an_empty_ledger(
         self, opened: Open, empty: Callable[[], Ledger]
     ) -> None:
         ledger, other = opened(), empty()
         for i in range(5):
             await succeed(ledger, f"t{i}")
         await ledger.reserve(task("Unsent", metadata={"a": "ü 猫"}))
-        ends = Route("ends", frozenset({"task.succeed"}), "t2", 100)
+        ends = Subscription("ends", frozenset({"task.succeed"}), "t2", 100)
         claimed = (await ledger.claim_deliveries([ALL, ends], NOW, 1000)).items
         await ledger.settle(claimed[0], Settlement("done"))
         await ledger.settle(claimed[1], Settlement("dead", error="HTTP 500"))
-        await ledger.claim_polls(NOW + 2000, 5000, 1)  # a lease moves too
+        await ledger.claim_polls(NOW + 2000, 5000, 1)  # a poll lease is copied too
         pages: list[Record] = []
         while ids := await ledger.ids(pages[-1].task.external_task_id if pages else None, 4):
             page = await ledger.records(ids)
@@ -301,35 +302,35 @@ class LedgerSuite:
         assert await other.records(copied) == pages
         assert sum(len(record.deliveries) for record in pages) == 15
         again = (await other.claim_deliveries([ALL, ends], NOW + 1000, 1000)).items
-        assert len(again) == 13  # without the one that is done and the one that is dead; none is made anew
+        assert len(again) == 13  # 15 without the done and the dead one: `load` leaves nothing in the outbox
         await other.apply("Unsent", report(TaskStatus.SUBMITTED))
         assert len((await other.claim_deliveries([ALL], NOW + 1000, 1000)).items) == 1
 
-    async def test_a_disabled_hook_can_be_noted(self, opened: Open) -> None:
+    async def test_disable_is_visible_to_other_processes(self, opened: Open) -> None:
         ledger, other = opened(), opened()
         for reason in ("HTTP 410", "gone"):
             await ledger.disable(Disabled("all", "t1", reason))
         assert await other.disabled() == [Disabled("all", "t1", "gone")]
         assert (await other.hook_states([ALL]))[0].disabled == "gone"
 
-    async def test_pruning_takes_what_ended_long_ago_and_nothing_that_is_on_its_way(self, opened: Open) -> None:
+    async def test_prune_deletes_old_ended_tasks_and_keeps_undelivered_ones(self, opened: Open) -> None:
         ledger = opened()
-        for id in ("told", "telling"):
+        for id in ("delivered", "due"):
             await succeed(ledger, id)
         await ledger.reserve(task("open"))
-        await ledger.quarantine(Quarantined("told", "kling", NOW - 1, "unknown status", b"{}"))
+        await ledger.quarantine(Quarantined("delivered", "kling", NOW - 1, "unknown status", b"{}"))
         for found in (await ledger.claim_deliveries([ALL], NOW, 1000)).items:
-            if found.event.external_task_id == "told":
+            if found.event.external_task_id == "delivered":
                 await ledger.settle(found, Settlement("done"))
-        await succeed(ledger, "unrouted")
-        assert await ledger.prune(NOW, 10) == 0  # updated at NOW, and not before
+        await succeed(ledger, "in_outbox")
+        assert await ledger.prune(NOW, 10) == 0  # updated at NOW, not before it
         assert await ledger.prune(NOW + 1, 10) == 1
-        assert sorted(await ledger.ids(None, 10)) == ["open", "telling", "unrouted"]
-        assert await ledger.events("told") == []
+        assert sorted(await ledger.ids(None, 10)) == ["due", "in_outbox", "open"]
+        assert await ledger.events("delivered") == []
         assert await ledger.quarantined(10) == []
         assert len(await ledger.deliveries(hook=None, state=None, limit=10)) == 2
 
-    async def test_counts_are_of_what_is_open(self, opened: Open) -> None:
+    async def test_counts_leave_out_ended_tasks(self, opened: Open) -> None:
         ledger = opened()
         await succeed(ledger, "a")
         await ledger.reserve(task("b"))
@@ -338,31 +339,31 @@ class LedgerSuite:
         assert counts.get("task.succeed", 0) == 0
         assert (counts["delivery.due"], counts["delivery.dead"], counts["quarantine"]) == (0, 0, 0)
 
-    async def test_a_change_by_another_process_is_seen(self, opened: Open) -> None:
+    async def test_wait_for_change_notices_another_process(self, opened: Open) -> None:
         ledger, other = opened(), opened()
-        mark = ledger.mark()
-        waiting = asyncio.create_task(ledger.changed(mark, 10))
+        version = ledger.version()
+        waiting = asyncio.create_task(ledger.wait_for_change(version, 10))
         await other.reserve(task("a"))
         async with asyncio.timeout(5):
             await waiting
-        assert ledger.mark() != mark
+        assert ledger.version() != version
 
-    async def test_a_lease_to_send_is_held_by_one(self, opened: Open) -> None:
+    async def test_a_send_lease_is_granted_to_one_submitter(self, opened: Open) -> None:
         ledger, other = opened(), opened()
         await ledger.reserve(task("a"))
 
-        def send(sender: str) -> Callable[[Task], Transition | None]:
-            return lambda current: transition(current, Sending(sender, NOW + 1000), NOW)
+        def send(lease_owner: str) -> Callable[[Task], Transition | None]:
+            return lambda current: transition(current, SendLease(lease_owner, NOW + 1000), NOW)
 
-        answers = await asyncio.gather(
+        results = await asyncio.gather(
             *(which.apply("a", send(f"s{i}")) for i, which in enumerate((ledger, other) * 4))
         )
-        assert sum(answer.transition is not None for answer in answers) == 1
+        assert sum(result.transition is not None for result in results) == 1
 
-    async def test_two_workers_deliver_everything_at_least_once(self, opened: Open) -> None:
+    async def test_two_workers_deliver_every_event_once(self, opened: Open) -> None:
         await self._work(opened, 2)
 
-    async def test_eight_workers_deliver_everything_at_least_once(self, opened: Open) -> None:
+    async def test_eight_workers_deliver_every_event_once(self, opened: Open) -> None:
         await self._work(opened, 8)
 
     async def _work(self, opened: Open, workers: int) -> None:
@@ -374,12 +375,12 @@ class LedgerSuite:
         async def work(ledger: Ledger, n: int) -> None:
             for i in range(n, 30, workers):
                 await ledger.apply(f"t{i}", report(TaskStatus.SUBMITTED))
-            quiet = 0
-            while quiet < 3:
+            empty_claims = 0
+            while empty_claims < 3:
                 found: list[Delivery] = (
-                    await ledger.claim_deliveries([msgspec.structs.replace(ALL, room=4)], NOW, 60_000)
+                    await ledger.claim_deliveries([msgspec.structs.replace(ALL, capacity=4)], NOW, 60_000)
                 ).items
-                quiet = 0 if found else quiet + 1
+                empty_claims = 0 if found else empty_claims + 1
                 for delivery in found:
                     seen.append(delivery.event.id)
                     assert await ledger.settle(delivery, Settlement("done"))

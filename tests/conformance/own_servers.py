@@ -1,4 +1,4 @@
-"""Real servers of a test's own: killed without warning, they come back at the same port with what they had kept."""
+"""Real bus servers that a test can kill and restart: same port, same data directory."""
 
 import asyncio
 import os
@@ -27,7 +27,7 @@ from tests.conftest import needs
 
 
 class OwnBus(ABC):
-    """A bus in a folder, and what has arrived on it."""
+    """A bus whose data is in a folder, and the events that arrived on it."""
 
     name: str
     hook_more = ""
@@ -41,7 +41,7 @@ class OwnBus(ABC):
 
     @abstractmethod
     async def start(self) -> None:
-        """Start it, with somewhere to send to."""
+        """Start it, and create the stream, queue or topic that receives events."""
         ...
 
     @abstractmethod
@@ -52,18 +52,18 @@ class OwnBus(ABC):
 
     @abstractmethod
     async def arrived(self) -> list[str]:
-        """Return the ids of all events that arrived, in their order."""
+        """Return the ids of all events that arrived, in order."""
 
     async def stop(self) -> None:
-        """Leave nothing."""
+        """Stop it for good."""
         await self.kill()
 
 
 class OwnServer(OwnBus):
-    """One that is a process."""
+    """A bus that is a process of this test."""
 
     binary: str
-    ended_by = signal.SIGKILL
+    kill_signal = signal.SIGKILL
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
@@ -82,7 +82,7 @@ class OwnServer(OwnBus):
         await self.prepare()
 
     async def prepare(self) -> None:
-        """Make what events are sent to."""
+        """Create the stream, queue or topic that receives events."""
 
     async def restart(self) -> None:
         log = (self.folder / "log").open("ab")
@@ -98,13 +98,13 @@ class OwnServer(OwnBus):
 
     async def kill(self) -> None:
         if self.process is not None:
-            os.killpg(self.process.pid, self.ended_by)
+            os.killpg(self.process.pid, self.kill_signal)
             await asyncio.to_thread(self.process.wait)
             self.process = None
 
 
 class OwnRedis(OwnServer):
-    """It writes before it answers only with `appendfsync always`."""
+    """Redis writes before it answers only with `appendfsync always`."""
 
     name, binary = "redis", "redis-server"
 
@@ -143,11 +143,11 @@ class OwnNats(OwnServer):
     async def arrived(self) -> list[str]:
         client = await nats.connect(f"nats://127.0.0.1:{self.port}")
         stream = client.jetstream()
-        waiting = (await stream.stream_info("events")).state.messages
+        stored = (await stream.stream_info("events")).state.messages
         pull = await stream.pull_subscribe("events.>", durable=None)
         ids: list[str] = []
-        while len(ids) < waiting:
-            for message in await pull.fetch(min(500, waiting - len(ids)), timeout=10):
+        while len(ids) < stored:
+            for message in await pull.fetch(min(500, stored - len(ids)), timeout=10):
                 ids.append(msgspec.json.decode(message.data)["id"])
                 await message.ack()
         await client.close()
@@ -158,8 +158,8 @@ class OwnRabbit(OwnServer):
     name, binary = "amqp", "rabbitmq-server"
 
     def command(self) -> list[str]:
-        behind_debians_wrapper = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
-        return [str(behind_debians_wrapper) if behind_debians_wrapper.exists() else "rabbitmq-server"]
+        script = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")  # Debian's command in PATH wraps it
+        return [str(script) if script.exists() else "rabbitmq-server"]
 
     def environ(self) -> Mapping[str, str]:
         (self.folder / "plugins").write_text("[].\n")
@@ -202,13 +202,13 @@ class OwnRabbit(OwnServer):
 
 
 class OwnMosquitto(OwnServer):
-    """Read by a subscriber whose session outlives the server, and which connects again by itself.
+    """Mosquitto, read by a subscriber with a persistent session, which reconnects by itself.
 
-    It acknowledges before it writes, so that SIGKILL loses what it has acknowledged: it is ended by SIGTERM.
+    Mosquitto acknowledges before it writes. SIGKILL would lose acknowledged messages, so it is stopped with SIGTERM.
     """
 
     name, binary = "mqtt", "mosquitto"
-    ended_by = signal.SIGTERM
+    kill_signal = signal.SIGTERM
     END = b"end"
 
     def command(self) -> list[str]:
@@ -257,7 +257,7 @@ class OwnMosquitto(OwnServer):
 
 
 class OwnKafka(OwnBus):
-    """A broker that keeps everything in memory: it is not killed but cut off, which looks the same from outside."""
+    """An in-memory broker. It is cut off instead of killed, which looks the same to a client."""
 
     name = "kafka"
 

@@ -1,4 +1,4 @@
-"""The AWS destinations pass the suite, against a stand-in of AWS (moto)."""
+"""Conformance of the SQS, SNS, Kinesis and EventBridge destinations, against moto, a stand-in for AWS."""
 
 import uuid
 from abc import ABC, abstractmethod
@@ -11,31 +11,31 @@ import pytest
 
 from receiver.destinations import open_destination
 from receiver.destinations.base import Destination
-from receiver.hooks import Hook
+from receiver.hook import Hook
 from submitter.errors import InvalidSettings
 from tests.conformance.destinations import NOW_S, DestinationSuite, event
 
 
 class AwsPeer(ABC):
-    """Something of AWS that events are sent to, and what has arrived there."""
+    """An AWS resource that receives events, and the events that arrived there."""
 
     service: str
-    most_bytes = 256 * 1024
+    too_large_bytes = 256 * 1024
 
     def __init__(self) -> None:
         self.name = f"kling-{uuid.uuid4().hex[:12]}"
         self.client = boto3.client(self.service)
-        self.others: list[Any] = [self.client]
-        self.make()
+        self.clients: list[Any] = [self.client]
+        self.create()
 
     @abstractmethod
-    def make(self) -> None: ...
+    def create(self) -> None: ...
 
     @abstractmethod
-    def unmake(self) -> None: ...
+    def delete(self) -> None: ...
 
     def close(self) -> None:
-        for client in self.others:
+        for client in self.clients:
             client.close()
 
     @property
@@ -49,23 +49,23 @@ class AwsPeer(ABC):
     async def arrived(self) -> list[str]: ...
 
     async def refuse(self) -> None:
-        self.unmake()
+        self.delete()
 
     async def accept(self) -> None:
-        self.make()
+        self.create()
 
 
 class Queue(AwsPeer):
-    """A FIFO queue. Asked to refuse, it is deleted; made anew, it is empty, as AWS's is."""
+    """A FIFO queue. `refuse` deletes it; `accept` creates it again, empty, as on AWS."""
 
     service = "sqs"
 
-    def make(self) -> None:
+    def create(self) -> None:
         self.queue = self.client.create_queue(
             QueueName=f"{self.name}.fifo", Attributes={"FifoQueue": "true", "VisibilityTimeout": "0"}
         )["QueueUrl"]
 
-    def unmake(self) -> None:
+    def delete(self) -> None:
         self.client.delete_queue(QueueUrl=self.queue)
 
     @property
@@ -93,20 +93,20 @@ class Queue(AwsPeer):
 
 
 class Topic(Queue):
-    """A FIFO topic, read by a FIFO queue that subscribes to it."""
+    """A FIFO topic, read through a FIFO queue that is subscribed to it."""
 
-    def make(self) -> None:
+    def create(self) -> None:
         if not hasattr(self, "queue"):
-            super().make()
+            super().create()
             self.sns = boto3.client("sns")
-            self.others.append(self.sns)
+            self.clients.append(self.sns)
         self.arn = self.sns.create_topic(Name=f"{self.name}.fifo", Attributes={"FifoTopic": "true"})["TopicArn"]
         queue_arn = f"arn:aws:sqs:us-east-1:123456789012:{self.name}.fifo"
         self.sns.subscribe(
             TopicArn=self.arn, Protocol="sqs", Endpoint=queue_arn, Attributes={"RawMessageDelivery": "true"}
         )
 
-    def unmake(self) -> None:
+    def delete(self) -> None:
         self.sns.delete_topic(TopicArn=self.arn)
 
     @property
@@ -116,12 +116,12 @@ class Topic(Queue):
 
 class Stream(AwsPeer):
     service = "kinesis"
-    most_bytes = 1024 * 1024
+    too_large_bytes = 1024 * 1024
 
-    def make(self) -> None:
+    def create(self) -> None:
         self.client.create_stream(StreamName=self.name, ShardCount=1)
 
-    def unmake(self) -> None:
+    def delete(self) -> None:
         self.client.delete_stream(StreamName=self.name)
 
     @property
@@ -141,20 +141,20 @@ class Stream(AwsPeer):
 
 
 class Bus(Queue):
-    """A bus with a rule that passes everything to a queue; asked to refuse, the bus is deleted."""
+    """An event bus with a rule that forwards every event to a queue. `refuse` deletes the bus."""
 
-    def make(self) -> None:
+    def create(self) -> None:
         if not hasattr(self, "queue"):
             self.queue = self.client.create_queue(QueueName=self.name)["QueueUrl"]
             self.events = boto3.client("events")
-            self.others.append(self.events)
+            self.clients.append(self.events)
         self.events.create_event_bus(Name=self.name)
         pattern = msgspec.json.encode({"detail-type": [{"prefix": "task."}]}).decode()
         self.events.put_rule(Name="all", EventBusName=self.name, EventPattern=pattern)
         target = {"Id": "queue", "Arn": f"arn:aws:sqs:us-east-1:123456789012:{self.name}"}
         self.events.put_targets(Rule="all", EventBusName=self.name, Targets=[target])
 
-    def unmake(self) -> None:
+    def delete(self) -> None:
         self.events.remove_targets(Rule="all", EventBusName=self.name, Ids=["queue"])
         self.events.delete_rule(Name="all", EventBusName=self.name)
         self.events.delete_event_bus(Name=self.name)
@@ -168,24 +168,26 @@ class Bus(Queue):
 
 
 class AwsSuite(DestinationSuite):
-    """The suite for one kind of peer."""
+    """The suite for one kind of AWS resource."""
 
     kind: type[AwsPeer]
 
     @pytest.fixture
     def peer(self, aws: str) -> Iterator[AwsPeer]:
-        made = self.kind()
-        yield made
-        made.close()
+        peer = self.kind()
+        yield peer
+        peer.close()
 
-    async def test_what_is_not_there_is_told_by_its_check(self, peer: AwsPeer) -> None:
+    async def test_reach_reports_a_missing_resource(self, peer: AwsPeer) -> None:
         destination = peer.open()
         assert await destination.reach() is None
         await peer.refuse()
         assert await destination.reach()
         await destination.close()
 
-    async def test_an_endpoint_that_is_away_is_an_outcome(self, peer: AwsPeer, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test_an_unreachable_endpoint_is_a_failed_outcome(
+        self, peer: AwsPeer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
         destination = peer.open()
         outcome = await destination.send(event(), NOW_S)
@@ -197,7 +199,7 @@ class AwsSuite(DestinationSuite):
 class TestSqs(AwsSuite):
     kind = Queue
 
-    async def test_binary_mode_has_message_attributes_and_a_repeat_is_dropped(self, peer: Queue) -> None:
+    async def test_binary_mode_sends_message_attributes_and_a_repeat_is_dropped(self, peer: Queue) -> None:
         destination = peer.open(mode="binary")
         for _ in range(2):
             assert (await destination.send(event(), NOW_S)).is_delivered
@@ -226,7 +228,7 @@ class TestKinesis(AwsSuite):
 class TestEventBridge(AwsSuite):
     kind = Bus
 
-    async def test_source_and_type_are_the_events(self, peer: Bus) -> None:
+    async def test_source_and_detail_type_are_those_of_the_event(self, peer: Bus) -> None:
         destination = peer.open(mode="binary")
         assert (await destination.send(event(), NOW_S)).is_delivered
         (message,) = peer.messages()
@@ -237,7 +239,7 @@ class TestEventBridge(AwsSuite):
 
 
 @pytest.mark.parametrize(
-    ("url", "mode", "says"),
+    ("url", "mode", "expected"),
     [
         ("sqs://queue?colour=1", "structured", "sqs://queue?region"),
         ("sns://topic", "structured", "Copy the topic's ARN"),
@@ -245,12 +247,10 @@ class TestEventBridge(AwsSuite):
         ("eventbridge://bus", "structured", "AWS_REGION"),
     ],
 )
-def test_a_hook_that_cannot_be_used_is_named_at_the_start(
-    url: str, mode: str, says: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_invalid_hook_is_reported(url: str, mode: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_CONFIG_FILE", "/nowhere")
-    with pytest.raises(InvalidSettings) as wrong:
+    with pytest.raises(InvalidSettings) as raised:
         open_destination(Hook("bus", url, mode=mode), frozenset())
-    assert says in str(wrong.value)
+    assert expected in str(raised.value)

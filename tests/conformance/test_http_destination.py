@@ -1,4 +1,4 @@
-"""HTTP hooks pass the destinations' suite, and obey what an endpoint answers."""
+"""Conformance of the HTTP destination, and how it interprets statuses, Retry-After and response bodies."""
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 from starlette.responses import Response
 
-from receiver.cloudevents import traceparent
 from receiver.destinations import open_destination
 from receiver.destinations.base import Destination
+from receiver.destinations.cloudevents import traceparent
 from receiver.destinations.http import read_retry_after
-from receiver.hooks import Hook
+from receiver.hook import Hook
 from submitter.sandbox.server import free_socket, listening
 from tests.conformance.destinations import NOW_S, DistantSuite, event
-from tests.conftest import Inbox
+from tests.world import Inbox
 
 
 class HttpPeer:
@@ -49,14 +49,14 @@ class HttpPeer:
 
 @pytest.fixture
 async def peer(tmp_path: Path) -> AsyncIterator[HttpPeer]:
-    made = HttpPeer(tmp_path)
-    await made.back()
-    yield made
-    await made.away()
+    http_peer = HttpPeer(tmp_path)
+    await http_peer.back()
+    yield http_peer
+    await http_peer.away()
 
 
 class TestHttp(DistantSuite):
-    """The suite, on a real endpoint."""
+    """The suite, with a real HTTP server."""
 
 
 @pytest.mark.parametrize(("status", "delivered"), [(200, True), (204, True), (301, False), (307, False), (400, False)])
@@ -68,7 +68,7 @@ async def test_success_is_2xx_and_a_redirect_is_a_failure(peer: HttpPeer, status
     await destination.close()
 
 
-async def test_gone_and_retry_after_are_told(peer: HttpPeer) -> None:
+async def test_410_is_gone_and_retry_after_counts_for_429_and_503(peer: HttpPeer) -> None:
     destination = peer.open()
     when = format_datetime(datetime.fromtimestamp(NOW_S, UTC) + timedelta(seconds=90), usegmt=True)
     peer.inbox.answers = [
@@ -83,7 +83,7 @@ async def test_gone_and_retry_after_are_told(peer: HttpPeer) -> None:
     await destination.close()
 
 
-async def test_an_endless_answer_is_not_read_to_its_end(peer: HttpPeer) -> None:
+async def test_a_long_response_body_is_truncated_in_the_answer(peer: HttpPeer) -> None:
     destination = peer.open()
     peer.inbox.answers = [Response(b"x" * 1_000_000, 500)]
     outcome = await destination.send(event(), NOW_S)
@@ -106,11 +106,11 @@ async def test_an_endless_answer_is_not_read_to_its_end(peer: HttpPeer) -> None:
         ("Thu, 99 Jan 2099 00:00:00 GMT", None),
     ],
 )
-def test_retry_after_is_seconds_or_a_date(header: str | None, seconds: float | None) -> None:
+def test_retry_after_is_read_as_seconds_or_as_a_date(header: str | None, seconds: float | None) -> None:
     assert read_retry_after(header, NOW_S) == seconds
 
 
-def test_a_trace_is_a_tasks_and_a_span_an_events() -> None:
+def test_traceparent_has_one_trace_per_task_and_one_span_per_event() -> None:
     first, second = traceparent(event(1)).split("-"), traceparent(event(2)).split("-")
     assert (first[0], first[3], first[1]) == ("00", "01", second[1])
     assert first[2] != second[2]

@@ -1,4 +1,4 @@
-"""Kafka passes the destinations' suite, against a real broker of its protocol, and another producer's mock of one."""
+"""Conformance of the Kafka destination, against a real broker of the Kafka protocol."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -6,11 +6,11 @@ from collections.abc import AsyncIterator
 import pytest
 
 from receiver.destinations import open_destination
-from receiver.hooks import Hook
+from receiver.hook import Hook
 from tests.conformance.destinations import NOW_S, DistantSuite, event
 from tests.conformance.kafka_broker import KafkaBroker
 
-LOCAL = ("127.0.0.1",)
+ALLOWED = ("127.0.0.1",)
 
 
 class TestKafka(DistantSuite):
@@ -21,13 +21,13 @@ class TestKafka(DistantSuite):
         yield broker
         await broker.stop()
 
-    async def test_a_refusal_is_an_outcome_that_says_what_was_answered(self, peer: KafkaBroker) -> None:  # type: ignore[override]
-        """The broker takes every topic; one that asks for credentials refuses who has none, and who has wrong ones."""
+    async def test_a_refused_event_is_a_failed_outcome_with_the_answer(self, peer: KafkaBroker) -> None:  # type: ignore[override]
+        """The broker accepts every topic, so a broker that requires credentials refuses missing and wrong ones."""
         strict = KafkaBroker()
         await strict.start(authentication=True)
         for credentials, sasl in (("", "PLAIN"), ("me:s3cret@", "PLAIN"), ("me:s3cret@", "SCRAM-SHA-512")):
             url = strict.url.replace("://", f"://{credentials}") + f"?sasl={sasl}"
-            destination = open_destination(Hook("bus", url, timeout_s=5), frozenset(LOCAL))
+            destination = open_destination(Hook("bus", url, timeout_s=5), frozenset(ALLOWED))
             outcome = await destination.send(event(), NOW_S)
             assert not outcome.is_delivered
             assert outcome.answer
@@ -35,7 +35,7 @@ class TestKafka(DistantSuite):
             await destination.close()
         await strict.stop()
 
-    async def test_binary_mode_has_the_attributes_as_headers_and_the_key_is_the_task(self, peer: KafkaBroker) -> None:
+    async def test_binary_mode_sends_the_attributes_as_headers_and_the_task_as_key(self, peer: KafkaBroker) -> None:
         destination = peer.open(mode="binary")
         assert (await destination.send(event(), NOW_S)).is_delivered
         (message,) = await asyncio.to_thread(peer.messages)

@@ -1,4 +1,4 @@
-"""A batch that is taken in part: each entry has its own end. AWS's stand-ins refuse none, so this one does."""
+"""Batching and partial failure: each entry of a batch gets its own outcome. moto refuses none; this stand-in does."""
 
 import asyncio
 import base64
@@ -14,18 +14,19 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from receiver.destinations import open_destination
-from receiver.destinations.base import Outcome
-from receiver.destinations.batches import ENVELOPE_BYTES, Batches, Limits
-from receiver.hooks import Hook
+from receiver.destinations.batches import ENVELOPE_BYTES, Batches, BatchLimits
+from receiver.destinations.outcome import Outcome
+from receiver.hook import Hook
 from submitter.event import Event
 from submitter.sandbox.server import free_socket, listening
 from tests.conformance.destinations import NOW_S, event
 
 REFUSED = "order-3"
+THROTTLED = {"ErrorCode": "Throttled", "ErrorMessage": "later"}
 
 
 class MockPartialAws:
-    """Answers the four batch calls as AWS documents them, and refuses whatever speaks of one task."""
+    """Answers the four batch API calls as AWS documents them, and refuses each entry of one task."""
 
     def __init__(self) -> None:
         self.sizes: list[int] = []
@@ -35,25 +36,26 @@ class MockPartialAws:
         call = request.headers.get("x-amz-target", "").rpartition(".")[2]
         if not call:
             return self.sns(parse_qs(body.decode()))
-        given = json.loads(body)
+        parameters = json.loads(body)
         if call == "GetQueueUrl":
             return JSONResponse({"QueueUrl": str(request.base_url) + "queue"})
         if call == "SendMessageBatch":
-            entries = given["Entries"]
-            good = [{"Id": e["Id"], "MessageId": f"m{e['Id']}"} for e in entries if REFUSED not in e["MessageBody"]]
-            bad = [self.failed(e["Id"]) for e in entries if REFUSED in e["MessageBody"]]
+            entries = parameters["Entries"]
+            accepted = [{"Id": e["Id"], "MessageId": f"m{e['Id']}"} for e in entries if REFUSED not in e["MessageBody"]]
+            refused = [self.failed(e["Id"]) for e in entries if REFUSED in e["MessageBody"]]
             self.sizes.append(len(entries))
-            return JSONResponse({"Successful": good, "Failed": bad})
+            return JSONResponse({"Successful": accepted, "Failed": refused})
         if call == "PutRecords":
-            texts = [base64.b64decode(record["Data"]).decode() for record in given["Records"]]
-            good = [{"SequenceNumber": "1", "ShardId": "shard-0"}, {"ErrorCode": "Throttled", "ErrorMessage": "later"}]
+            texts = [base64.b64decode(record["Data"]).decode() for record in parameters["Records"]]
+            results = [{"SequenceNumber": "1", "ShardId": "shard-0"}, THROTTLED]
             self.sizes.append(len(texts))
-            return JSONResponse({"FailedRecordCount": 1, "Records": [good[REFUSED in text] for text in texts]})
+            return JSONResponse({"FailedRecordCount": 1, "Records": [results[REFUSED in text] for text in texts]})
         assert call == "PutEvents"
-        entries = given["Entries"]
+        entries = parameters["Entries"]
         self.sizes.append(len(entries))
-        said = [{"EventId": "e1"}, {"ErrorCode": "Throttled", "ErrorMessage": "later"}]
-        return JSONResponse({"FailedEntryCount": 1, "Entries": [said[REFUSED in entry["Detail"]] for entry in entries]})
+        results = [{"EventId": "e1"}, THROTTLED]
+        outcomes = [results[REFUSED in entry["Detail"]] for entry in entries]
+        return JSONResponse({"FailedEntryCount": 1, "Entries": outcomes})
 
     def failed(self, id: str) -> dict[str, object]:
         return {"Id": id, "Code": "Throttled", "Message": "later", "SenderFault": False}
@@ -61,17 +63,17 @@ class MockPartialAws:
     def sns(self, form: dict[str, list[str]]) -> Response:
         assert form["Action"] == ["PublishBatch"]
         prefix = "PublishBatchRequestEntries.member"
-        good = bad = ""
+        accepted = refused = ""
         position = 0
         while f"{prefix}.{position + 1}.Id" in form:
             position += 1
             id, message = form[f"{prefix}.{position}.Id"][0], form[f"{prefix}.{position}.Message"][0]
             if REFUSED in message:
-                bad += f"<member><Id>{id}</Id><Code>Throttled</Code><Message>later</Message></member>"
+                refused += f"<member><Id>{id}</Id><Code>Throttled</Code><Message>later</Message></member>"
             else:
-                good += f"<member><Id>{id}</Id><MessageId>m{id}</MessageId></member>"
+                accepted += f"<member><Id>{id}</Id><MessageId>m{id}</MessageId></member>"
         self.sizes.append(position)
-        result = f"<Successful>{good}</Successful><Failed>{bad}</Failed>"
+        result = f"<Successful>{accepted}</Successful><Failed>{refused}</Failed>"
         xml = f"<PublishBatchResponse><PublishBatchResult>{result}</PublishBatchResult></PublishBatchResponse>"
         return Response(xml, media_type="text/xml")
 
@@ -96,9 +98,7 @@ async def partial(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[MockPartialA
         ("eventbridge://bus", [10, 2]),
     ],
 )
-async def test_only_what_was_refused_of_a_batch_is_sent_again(
-    partial: MockPartialAws, url: str, sizes: list[int]
-) -> None:
+async def test_only_the_refused_entry_of_a_batch_fails(partial: MockPartialAws, url: str, sizes: list[int]) -> None:
     destination = open_destination(Hook("bus", url, timeout_s=5, concurrency=100), frozenset())
     events = [event(1, f"order-{n}") for n in range(12)]
     outcomes = await asyncio.gather(*(destination.send(one, NOW_S) for one in events))
@@ -108,20 +108,20 @@ async def test_only_what_was_refused_of_a_batch_is_sent_again(
     await destination.close()
 
 
-class Posted:
-    """What was posted, and when it may be answered."""
+class RecordingPost:
+    """A `post` that records its batches, and answers when `answer_now` is set."""
 
     def __init__(self) -> None:
         self.batches: list[list[str]] = []
-        self.go = asyncio.Event()
-        self.given_up = asyncio.Event()
+        self.answer_now = asyncio.Event()
+        self.was_cancelled = asyncio.Event()
 
     async def post(self, events: list[Event], now_s: float) -> list[Outcome]:
         self.batches.append([one.external_task_id for one in events])
         try:
-            await self.go.wait()
+            await self.answer_now.wait()
         except asyncio.CancelledError:
-            self.given_up.set()
+            self.was_cancelled.set()
             raise
         if REFUSED in self.batches[-1]:
             raise ValueError("a broken destination")
@@ -132,10 +132,10 @@ def sized(name: str, size: int) -> Event:
     return msgspec.structs.replace(event(1, name), body=b"x" * (size - ENVELOPE_BYTES))
 
 
-async def test_a_batch_is_cut_by_count_and_by_bytes() -> None:
-    posted = Posted()
-    posted.go.set()
-    batches = Batches(posted.post, Limits(event_bytes=5000, events=3, request_bytes=6000))
+async def test_batches_are_split_by_count_and_by_bytes() -> None:
+    posted = RecordingPost()
+    posted.answer_now.set()
+    batches = Batches(posted.post, BatchLimits(event_bytes=5000, events=3, request_bytes=6000))
     sizes = {"a": 1000, "b": 1000, "c": 1000, "d": 1000, "e": 5000, "f": 1000, "g": 5001}
     sent = (batches.send(sized(name, size), NOW_S) for name, size in sizes.items())
     outcomes = await asyncio.gather(*sent)
@@ -144,26 +144,26 @@ async def test_a_batch_is_cut_by_count_and_by_bytes() -> None:
     assert outcomes[-1].is_final
 
 
-async def test_a_request_is_given_up_once_nobody_waits_for_it() -> None:
-    posted = Posted()
-    batches = Batches(posted.post, Limits(10_000, 10, 100_000))
+async def test_a_request_is_cancelled_when_all_its_callers_are() -> None:
+    posted = RecordingPost()
+    batches = Batches(posted.post, BatchLimits(10_000, 10, 100_000))
     sends = [asyncio.create_task(batches.send(event(1, f"order-{n}"), NOW_S)) for n in range(2)]
     while not posted.batches:
         await asyncio.sleep(0)
     sends[0].cancel()
     await asyncio.gather(sends[0], return_exceptions=True)
-    assert not posted.given_up.is_set()  # one still waits
+    assert not posted.was_cancelled.is_set()  # one caller still waits
     sends[1].cancel()
     await asyncio.gather(sends[1], return_exceptions=True)
     async with asyncio.timeout(5):
-        await posted.given_up.wait()
+        await posted.was_cancelled.wait()
     await batches.close()
 
 
-async def test_what_is_raised_is_raised_to_everyone_who_waits() -> None:
-    posted = Posted()
-    posted.go.set()
-    batches = Batches(posted.post, Limits(10_000, 10, 100_000))
+async def test_an_error_of_post_is_raised_to_every_caller_of_the_batch() -> None:
+    posted = RecordingPost()
+    posted.answer_now.set()
+    batches = Batches(posted.post, BatchLimits(10_000, 10, 100_000))
     sends = (batches.send(event(1, name), NOW_S) for name in (REFUSED, "order-4"))
     outcomes = await asyncio.gather(*sends, return_exceptions=True)
     assert [str(outcome) for outcome in outcomes] == ["a broken destination"] * 2

@@ -1,4 +1,4 @@
-"""SQLite passes the ledgers' suite, and keeps its own promises."""
+"""SQLite ledger: the conformance suite, group commit, durability, locking, migrations."""
 
 import asyncio
 import sqlite3
@@ -11,9 +11,11 @@ import msgspec
 import pytest
 
 from submitter.errors import InvalidSettings, LedgerUnavailable
-from submitter.ledger import open_ledger, sqlite
-from submitter.ledger.sqlite import SqliteLedger
-from submitter.task import Task, TaskStatus, Transition
+from submitter.ledger import open_ledger
+from submitter.ledger.sqlite import ledger as sqlite
+from submitter.ledger.sqlite.ledger import SqliteLedger
+from submitter.task import Task, TaskStatus
+from submitter.transition import Transition
 from tests.conformance.ledgers import ALL, NOW, LedgerSuite, Open, report, succeed, task
 
 
@@ -21,11 +23,11 @@ from tests.conformance.ledgers import ALL, NOW, LedgerSuite, Open, report, succe
 async def opened(tmp_path: Path) -> AsyncIterator[Open]:
     ledgers: list[SqliteLedger] = []
 
-    def again() -> SqliteLedger:
+    def open_again() -> SqliteLedger:
         ledgers.append(SqliteLedger(tmp_path / "relay.db"))
         return ledgers[-1]
 
-    yield again
+    yield open_again
     for ledger in ledgers:
         await ledger.close()
 
@@ -38,7 +40,7 @@ async def empty(tmp_path: Path) -> AsyncIterator[Open]:
 
 
 class TestSqlite(LedgerSuite):
-    """The suite, on a real file."""
+    """The conformance suite on a real file."""
 
 
 async def test_concurrent_operations_share_a_transaction(opened: Open, tmp_path: Path) -> None:
@@ -52,11 +54,11 @@ async def test_concurrent_operations_share_a_transaction(opened: Open, tmp_path:
     assert await ledger.open_tasks("kling") == 200
 
 
-async def test_what_was_answered_survives_a_kill(tmp_path: Path) -> None:
-    """A process writes, says what was answered, and is killed by SIGKILL in the middle of more."""
+async def test_confirmed_writes_survive_sigkill(tmp_path: Path) -> None:
+    """A process prints each confirmed write, and is killed by SIGKILL while it writes more."""
     script = """
 import asyncio, sys
-from submitter.ledger.sqlite import SqliteLedger
+from submitter.ledger.sqlite.ledger import SqliteLedger
 from tests.conformance.ledgers import succeed
 async def main():
     ledger = SqliteLedger(sys.argv[1])
@@ -71,19 +73,19 @@ asyncio.run(main())
         [sys.executable, "-c", script, str(tmp_path / "relay.db")], cwd=root, stdout=subprocess.PIPE, text=True
     )
     assert process.stdout is not None
-    answered = [process.stdout.readline().strip() for _ in range(40)]
+    confirmed = [process.stdout.readline().strip() for _ in range(40)]
     process.kill()
     rest, _ = process.communicate()
-    answered += [line for line in rest.splitlines() if line.startswith("t")]
+    confirmed += [line for line in rest.splitlines() if line.startswith("t")]
     ledger = SqliteLedger(tmp_path / "relay.db")
-    found = {one.external_task_id: one.status for one in await ledger.get_many(answered)}
-    assert {found[id] for id in answered} == {TaskStatus.SUCCEED}
-    for id in answered[:40]:
+    found = {one.external_task_id: one.status for one in await ledger.get_many(confirmed)}
+    assert {found[id] for id in confirmed} == {TaskStatus.SUCCEED}
+    for id in confirmed[:40]:
         assert [event.type for event in await ledger.events(id)] == ["task.submitted", "task.succeed"]
     await ledger.close()
 
 
-async def test_a_busy_file_is_waited_for(opened: Open, tmp_path: Path) -> None:
+async def test_a_write_waits_while_another_process_holds_the_lock(opened: Open, tmp_path: Path) -> None:
     ledger = opened()
     other = sqlite3.connect(tmp_path / "relay.db", isolation_level=None, check_same_thread=False)
     other.execute("BEGIN IMMEDIATE")
@@ -95,25 +97,25 @@ async def test_a_busy_file_is_waited_for(opened: Open, tmp_path: Path) -> None:
     assert (await waiting) is not None
 
 
-async def test_one_that_cannot_be_stored_does_not_take_the_others_with_it(opened: Open) -> None:
+async def test_a_value_that_cannot_be_stored_fails_alone(opened: Open) -> None:
     ledger = opened()
     for id in ("a", "b"):
         await ledger.reserve(task(id))
 
-    def collide(current: Task) -> Transition | None:
+    def unstorable(current: Task) -> Transition | None:
         moved = report(TaskStatus.SUBMITTED)(current)
         assert moved is not None
-        return Transition(moved.task, "x" * 10 + "\ud800")  # SQLite takes no lone surrogate
+        return Transition(moved.task, "x" * 10 + "\ud800")  # SQLite cannot store a lone surrogate
 
     results = await asyncio.gather(
-        ledger.apply("a", collide), ledger.apply("b", report(TaskStatus.SUBMITTED)), return_exceptions=True
+        ledger.apply("a", unstorable), ledger.apply("b", report(TaskStatus.SUBMITTED)), return_exceptions=True
     )
     assert isinstance(results[0], Exception)
     assert (await ledger.get("b")).status is TaskStatus.SUBMITTED
     assert (await ledger.get("a")).status is TaskStatus.CREATED
 
 
-async def test_events_cannot_be_changed(opened: Open, tmp_path: Path) -> None:
+async def test_events_are_append_only(opened: Open, tmp_path: Path) -> None:
     await succeed(opened(), "a")
     db = sqlite3.connect(tmp_path / "relay.db")
     with pytest.raises(sqlite3.IntegrityError, match="append-only"):
@@ -121,8 +123,8 @@ async def test_events_cannot_be_changed(opened: Open, tmp_path: Path) -> None:
     db.close()
 
 
-async def test_a_ledger_of_the_first_version_goes_on(opened: Open, tmp_path: Path) -> None:
-    """A file as the first version left it, with a task under way and one event that no hook was given yet."""
+async def test_a_ledger_of_schema_version_1_is_migrated(opened: Open, tmp_path: Path) -> None:
+    """A file of schema version 1, with an open task and one event in the outbox."""
     first = schema_file().read_text().split("-- migration ")[1].partition("\n")[2]
     known = task("a", status=TaskStatus.SUBMITTED, task_id="893", sequence=1)
     db = sqlite3.connect(tmp_path / "relay.db")
@@ -146,7 +148,7 @@ def schema_file() -> Path:
     return Path(sqlite.__file__).with_name("schema.sql")
 
 
-def test_a_ledger_of_a_newer_version_is_refused(tmp_path: Path) -> None:
+def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
     db = sqlite3.connect(tmp_path / "relay.db")
     db.execute("PRAGMA user_version = 99")
     db.close()
@@ -155,6 +157,6 @@ def test_a_ledger_of_a_newer_version_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("url", ["mysql://x", "sqlite://", "sqlite:///", "relay.db", ""])
-def test_a_wrong_url_is_an_error_that_names_the_remedy(url: str) -> None:
+def test_an_invalid_url_raises_an_error_with_a_remedy(url: str) -> None:
     with pytest.raises(InvalidSettings, match=r"sqlite:///relay\.db"):
         open_ledger(url)

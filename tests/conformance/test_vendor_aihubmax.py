@@ -1,4 +1,4 @@
-"""AIHubMax passes the vendors' suite."""
+"""Runs the vendor conformance suite for AIHubMax."""
 
 from tests.conformance.vendors import VendorSuite
 

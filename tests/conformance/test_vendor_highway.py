@@ -1,4 +1,4 @@
-"""Highway passes the vendors' suite."""
+"""Runs the vendor conformance suite for Highway."""
 
 from tests.conformance.vendors import VendorSuite
 

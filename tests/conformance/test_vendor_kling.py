@@ -1,7 +1,9 @@
-"""Kling passes the vendors' suite, with both generations of its API."""
+"""Runs the vendor conformance suite for Kling, with API v1 and v2."""
 
 from submitter.vendors.base import Vendor
-from submitter.vendors.kling import ApiKey, KlingV1, KlingV2
+from submitter.vendors.kling.credentials import ApiKey
+from submitter.vendors.kling.v1 import KlingV1
+from submitter.vendors.kling.v2 import KlingV2
 from tests.conformance.vendors import VendorSuite
 
 

@@ -1,4 +1,4 @@
-"""Novita passes the vendors' suite."""
+"""Runs the vendor conformance suite for Novita."""
 
 from tests.conformance.vendors import VendorSuite
 

@@ -1,4 +1,4 @@
-"""Oxen passes the vendors' suite."""
+"""Runs the vendor conformance suite for Oxen.ai."""
 
 from tests.conformance.vendors import VendorSuite
 

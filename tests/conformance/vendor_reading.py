@@ -1,4 +1,4 @@
-"""What a vendor's adapter reads and writes: its vectors, bent in every way, and what it asks."""
+"""Conformance of a vendor adapter: it parses its vectors and mutations of them, and builds correct requests."""
 
 import copy
 import itertools
@@ -13,14 +13,15 @@ from msgspec.structs import replace
 
 from submitter.errors import RelayError, SubmissionUnknown, Unintelligible, VendorRefused
 from submitter.event import task_data
-from submitter.installed import vendors
 from submitter.request import MotionControl
-from submitter.schedule import Backoff, Patience
-from submitter.task import Report, Task, TaskStatus, transition
-from submitter.vendors.base import HttpAnswer, Job, Streams, Vendor
+from submitter.schedule import Backoff, PollPolicy
+from submitter.task import Task, TaskStatus
+from submitter.transition import Report, transition
+from submitter.vendors.base import CreateRequest, HttpAnswer, Streams, Vendor
+from submitter.vendors.registry import vendors
 
 NOW_S = 1_781_080_794.0
-PATIENCE = Patience(Backoff(900, 1.5, 3600), Backoff(10, 1.5, 60), 86400)
+POLL_POLICY = PollPolicy(Backoff(900, 1.5, 3600), Backoff(10, 1.5, 60), 86400)
 CALLBACK = "https://relay.example.com/callbacks/x/order-1/k.1.mac"
 
 Vector = dict[str, Any]
@@ -31,7 +32,7 @@ def answer(body: Any, status: int = 200) -> HttpAnswer:
 
 
 def read(vendor: Vendor, vector: Vector, body: Any) -> Any:
-    """Read a body at the door of its vector, and return what it means in the words of `expect`."""
+    """Parse a body with the method for its vector's `door`; return the result in the terms of `expect`."""
     try:
         if vector["door"] == "create":
             return vendor.read_create(answer(body, vector["http_status"]))
@@ -40,7 +41,7 @@ def read(vendor: Vendor, vector: Vector, body: Any) -> Any:
         if vector["door"] == "event":
             assert isinstance(vendor, Streams)
             return vendor.read_event(vector["event"], answer(body).body.decode(), NOW_S) or "ignored"
-        task = Task("order-1", vendor.name, TaskStatus.SUBMITTED, 0, 0, PATIENCE, task_id=its_task_id(vector))
+        task = Task("order-1", vendor.name, TaskStatus.SUBMITTED, 0, 0, POLL_POLICY, task_id=expected_task_id(vector))
         (query,) = vendor.queries([task], NOW_S)
         findings = vendor.read_query(query, answer(body, vector["http_status"]), NOW_S)
         if findings.absent or findings.more:
@@ -50,30 +51,30 @@ def read(vendor: Vendor, vector: Vector, body: Any) -> Any:
         return error
 
 
-def its_task_id(vector: Vector) -> str:
-    """The id that the vector's own folder speaks of."""
+def expected_task_id(vector: Vector) -> str:
+    """Return the task id that the vector expects; by default that of the other vectors in its folder."""
     return str(vector["expect"].get("task_id") or vector["task_id"])
 
 
-def means(result: Any) -> Any:
-    """Return a result so that two can be compared."""
+def comparable(result: Any) -> Any:
+    """Return a result in a form that can be compared."""
     if isinstance(result, VendorRefused):
-        return "refused", result.retryable, result.elsewhere
+        return "refused", result.retryable, result.failover
     if isinstance(result, RelayError):
         return type(result).__name__
     return result
 
 
-def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+def paths_in(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """Yield the path of every value inside `value`."""
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, item in items:
         yield (*path, key)
-        yield from places(item, (*path, key))
+        yield from paths_in(item, (*path, key))
 
 
-def bent(body: Any, path: tuple[Any, ...], change: Callable[[Any, Any], None]) -> Any:
-    """Return a copy of `body`, changed at `path`."""
+def mutated(body: Any, path: tuple[Any, ...], change: Callable[[Any, Any], None]) -> Any:
+    """Return a copy of `body` with `change` applied at `path`."""
     copied = copy.deepcopy(body)
     holder = copied
     for key in path[:-1]:
@@ -89,34 +90,34 @@ def put(value: Any) -> Callable[[Any, Any], None]:
     return change
 
 
-def with_more(value: Any) -> Any:
+def with_unknown_fields(value: Any) -> Any:
     """Return a copy with an unknown field in every object."""
     if isinstance(value, dict):
-        return {key: with_more(item) for key, item in value.items()} | {"brand_new": {"a": [1, None]}}
-    return [with_more(item) for item in value] if isinstance(value, list) else value
+        return {key: with_unknown_fields(item) for key, item in value.items()} | {"brand_new": {"a": [1, None]}}
+    return [with_unknown_fields(item) for item in value] if isinstance(value, list) else value
 
 
-def as_text(value: Any) -> Any:
-    """Return a copy whose numbers are strings."""
+def with_numbers_as_strings(value: Any) -> Any:
+    """Return a copy with all numbers as strings."""
     if isinstance(value, dict):
-        return {key: as_text(item) for key, item in value.items()}
+        return {key: with_numbers_as_strings(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [as_text(item) for item in value]
+        return [with_numbers_as_strings(item) for item in value]
     return str(value) if type(value) in (int, float) else value
 
 
 class Reading:
-    """The promises of `submitter.vendors.base.Vendor`."""
+    """Checks the protocol `submitter.vendors.base.Vendor`, without HTTP."""
 
     vendor: ClassVar[str]
     vectors_in: ClassVar[Path] = Path(__file__).parents[1] / "vectors"
 
     @classmethod
     def adapters(cls) -> list[Vendor]:
-        """Return the vendor's adapters: one for each form of its API."""
-        made = vendors()[cls.vendor].configure({"api_key": "the-key"})
-        assert made is not None
-        return [made]
+        """Return the vendor's adapters, one for each version of its API."""
+        adapter = vendors()[cls.vendor].configure({"api_key": "the-key"})
+        assert adapter is not None
+        return [adapter]
 
     @classmethod
     def vectors(cls) -> dict[str, Vector]:
@@ -127,16 +128,16 @@ class Reading:
         return {name: {"task_id": task_id, **vector} for name, vector in found.items()}
 
     def pytest_generate_tests(self, metafunc: Any) -> None:
-        """Run each test that asks for `adapter` or `vector` once for each."""
+        """Parametrize the tests by adapter and by vector."""
         if "adapter" in metafunc.fixturenames:
             metafunc.parametrize("adapter", self.adapters(), ids=lambda adapter: type(adapter).__name__)
         if "vector" in metafunc.fixturenames:
             found = self.vectors()
             metafunc.parametrize("vector", found.values(), ids=found.keys())
 
-    # -- what it says --------------------------------------------------------------------------
+    # -- parsing -------------------------------------------------------------------------------
 
-    def test_a_vector_means_what_it_says(self, adapter: Vendor, vector: Vector) -> None:
+    def test_a_vector_is_parsed_as_expected(self, adapter: Vendor, vector: Vector) -> None:
         assert vector["source"]
         assert vector["certainty"] in ("documented", "seen", "inferred")
         expect, result = vector["expect"], read(adapter, vector, vector["body"])
@@ -153,7 +154,7 @@ class Reading:
                 assert video.watermark_url == expect.get("watermark_url")
                 assert [[charge.kind, charge.amount, charge.currency] for charge in result.cost] == expect["cost"]
         elif "refused" in expect:
-            assert means(result) == ("refused", expect["refused"], expect.get("elsewhere", False))
+            assert comparable(result) == ("refused", expect["refused"], expect.get("elsewhere", False))
             assert "the-key" not in str(result)
         elif "unknown" in expect:
             assert isinstance(result, SubmissionUnknown)
@@ -163,112 +164,119 @@ class Reading:
         else:
             assert result == next(iter(expect))
 
-    def test_the_vectors_cover_what_a_vendor_says(self) -> None:
+    def test_the_vectors_cover_every_kind_of_answer(self) -> None:
         doors: dict[str, list[Any]] = {}
         for vector in self.vectors().values():
             doors.setdefault(vector["door"], []).append(vector["expect"])
         assert {expect.get("status") for expect in doors["query"]} >= {"submitted", "processing", "succeed", "failed"}
         assert any("absent" in expect for expect in doors["query"])
         assert any("unreadable" in expect or expect.get("unfinished") for expect in doors["query"])
-        told = doors.get("event") if isinstance(self.adapters()[0], Streams) else doors["callback"]
-        assert told is not None
-        assert {expect.get("status") for expect in told} >= {"succeed", "failed"}
-        assert any("unintelligible" in expect for expect in told)
+        pushed = doors.get("event") if isinstance(self.adapters()[0], Streams) else doors["callback"]
+        assert pushed is not None
+        assert {expect.get("status") for expect in pushed} >= {"succeed", "failed"}
+        assert any("unintelligible" in expect for expect in pushed)
         created = doors["create"]
         assert any(expect.get("status") == "submitted" for expect in created)
         assert any("unknown" in expect for expect in created)
         refusals = {(expect["refused"], expect.get("elsewhere", False)) for expect in created if "refused" in expect}
         assert refusals >= {(False, False), (False, True), (True, False)}
 
-    def test_unknown_fields_change_nothing(self, adapter: Vendor, vector: Vector) -> None:
-        assert means(read(adapter, vector, with_more(vector["body"]))) == means(read(adapter, vector, vector["body"]))
+    def test_unknown_fields_are_ignored(self, adapter: Vendor, vector: Vector) -> None:
+        assert comparable(read(adapter, vector, with_unknown_fields(vector["body"]))) == comparable(
+            read(adapter, vector, vector["body"])
+        )
 
-    def test_numbers_may_come_as_strings(self, adapter: Vendor, vector: Vector) -> None:
-        assert means(read(adapter, vector, as_text(vector["body"]))) == means(read(adapter, vector, vector["body"]))
+    def test_numbers_may_be_strings(self, adapter: Vendor, vector: Vector) -> None:
+        assert comparable(read(adapter, vector, with_numbers_as_strings(vector["body"]))) == comparable(
+            read(adapter, vector, vector["body"])
+        )
 
-    def test_a_status_that_is_not_known_is_no_end(self, adapter: Vendor, vector: Vector) -> None:
+    def test_an_unknown_status_is_unintelligible(self, adapter: Vendor, vector: Vector) -> None:
         if "status" not in vector["expect"] or vector["door"] == "create":
             return
-        words = {"status", "task_status"}
-        for path in places(vector["body"]):
-            if path[-1] in words:
-                result = read(adapter, vector, bent(vector["body"], path, put("brand_new")))
+        fields = {"status", "task_status"}
+        for path in paths_in(vector["body"]):
+            if path[-1] in fields:
+                result = read(adapter, vector, mutated(vector["body"], path, put("brand_new")))
                 assert isinstance(result, Unintelligible)
                 return
         raise AssertionError("the vector has no status")
 
-    def test_a_field_that_is_missing_or_of_another_type_is_never_another_end(
-        self, adapter: Vendor, vector: Vector
-    ) -> None:
-        honest = vector.get("says") or vector["expect"].get("status")
-        for path in places(vector["body"]):
+    def test_a_missing_or_mistyped_field_never_changes_the_final_status(self, adapter: Vendor, vector: Vector) -> None:
+        original = vector.get("says") or vector["expect"].get("status")
+        for path in paths_in(vector["body"]):
             for value in (None, [], {}, "", "x", 0, -1, 1.5, True, [None], {"a": 1}):
-                self._check_bent(adapter, vector, bent(vector["body"], path, put(value)), honest)
-            self._check_bent(adapter, vector, bent(vector["body"], path, lambda holder, key: holder.pop(key)), honest)
+                self._check_mutated(adapter, vector, mutated(vector["body"], path, put(value)), original)
+            self._check_mutated(
+                adapter, vector, mutated(vector["body"], path, lambda holder, key: holder.pop(key)), original
+            )
 
-    def _check_bent(self, adapter: Vendor, vector: Vector, body: Any, honest: str | None) -> None:
+    def _check_mutated(self, adapter: Vendor, vector: Vector, body: Any, original: str | None) -> None:
         result = read(adapter, vector, body)
         if isinstance(result, Report):
-            end = result.status.value if result.status in (TaskStatus.SUCCEED, TaskStatus.FAILED) else None
-            assert end in (None, honest), (result, body)
-            if end == "succeed":
+            final = result.status.value if result.status in (TaskStatus.SUCCEED, TaskStatus.FAILED) else None
+            assert final in (None, original), (result, body)
+            if final == "succeed":
                 assert all(isinstance(video.url, str) and video.url for video in result.videos)
                 assert result.videos
         else:
             assert isinstance(result, RelayError) or result in ("ignored", "absent")
 
-    def test_reports_in_any_order_and_number_end_the_same_way(self, adapter: Vendor) -> None:
+    def test_reports_in_any_order_reach_the_same_final_status(self, adapter: Vendor) -> None:
         reports = [
             result
             for vector in self.vectors().values()
             if vector["expect"].get("status") and isinstance(result := read(adapter, vector, vector["body"]), Report)
         ]
-        told = [report for report in reports if report.source != "create" and report.status is not TaskStatus.FAILED]
-        some = list({(report.status, report.source): report for report in told}.values())[:6]
+        later = [report for report in reports if report.source != "create" and report.status is not TaskStatus.FAILED]
+        some = list({(report.status, report.source): report for report in later}.values())[:6]
         for order in itertools.permutations([*some, some[-1]]):
-            task = Task("order-1", adapter.name, TaskStatus.SUBMITTED, 0, 0, PATIENCE, task_id=some[0].task_id)
-            ends = 0
+            task = Task("order-1", adapter.name, TaskStatus.SUBMITTED, 0, 0, POLL_POLICY, task_id=some[0].task_id)
+            successes = 0
             for report in order:
                 changed = transition(task, report, 1)
                 if changed is not None:
                     msgspec.json.encode(task_data(changed.task))
-                    ends += changed.event_type == "task.succeed"
+                    successes += changed.event_type == "task.succeed"
                     task = changed.task
-            assert (task.status, ends) == (TaskStatus.SUCCEED, 1)
+            assert (task.status, successes) == (TaskStatus.SUCCEED, 1)
 
-    # -- what is asked -------------------------------------------------------------------------
+    # -- requests ------------------------------------------------------------------------------
 
-    def test_a_create_says_what_was_asked(self, adapter: Vendor) -> None:
+    def test_the_create_request_contains_every_field(self, adapter: Vendor) -> None:
         limits = adapter.limits
         request = MotionControl(
             image="i", video="v", character_orientation="video", prompt="on a beach", model=limits.models[0]
         )
-        job = Job(request, limits.modes[0], "order-1", "https://e.com/i.png", "https://e.com/v.mp4", CALLBACK)
-        sent = adapter.create(job, NOW_S)
+        create = CreateRequest(
+            request, limits.modes[0], "order-1", "https://e.com/i.png", "https://e.com/v.mp4", CALLBACK
+        )
+        sent = adapter.create(create, NOW_S)
         text = sent.body.decode()
         assert (sent.method, sent.url.startswith(adapter.base_url)) == ("POST", True)
         assert "https://e.com/i.png" in text
         assert "https://e.com/v.mp4" in text
         assert (CALLBACK in text) is (adapter.callbacks is not False)
         assert ("order-1" in text.replace(CALLBACK, "")) is limits.own_id
-        assert CALLBACK not in adapter.create(replace(job, callback_url=None), NOW_S).body.decode()
-        silent = replace(job, request=replace(request, keep_original_sound=False))
-        assert adapter.create(silent, NOW_S).body != sent.body
-        other = replace(job, request=replace(request, character_orientation="image"))
+        assert CALLBACK not in adapter.create(replace(create, callback_url=None), NOW_S).body.decode()
+        muted = replace(create, request=replace(request, keep_original_sound=False))
+        assert adapter.create(muted, NOW_S).body != sent.body
+        other = replace(create, request=replace(request, character_orientation="image"))
         assert adapter.create(other, NOW_S).body != sent.body
         for mode in limits.modes[1:]:
-            made = adapter.create(replace(job, mode=mode), NOW_S)
-            assert (made.url, made.body) != (sent.url, sent.body)
+            request_of_mode = adapter.create(replace(create, mode=mode), NOW_S)
+            assert (request_of_mode.url, request_of_mode.body) != (sent.url, sent.body)
         assert "the-key" not in repr(sent) + repr(adapter)
 
-    def test_a_task_without_an_id_is_asked_about_only_where_yours_is_known(self, adapter: Vendor) -> None:
-        task = Task("order-1", adapter.name, TaskStatus.CREATED, 0, 0, PATIENCE)
+    def test_a_task_without_a_vendor_id_is_queried_only_if_own_ids_are_supported(self, adapter: Vendor) -> None:
+        task = Task("order-1", adapter.name, TaskStatus.CREATED, 0, 0, POLL_POLICY)
         assert bool(adapter.queries([task], NOW_S)) is adapter.limits.own_id
         assert adapter.queries([], NOW_S) == []
 
-    def test_every_task_is_in_one_query_and_ids_are_quoted(self, adapter: Vendor) -> None:
+    def test_every_task_is_in_one_query_and_ids_are_url_quoted(self, adapter: Vendor) -> None:
         tasks = [
-            Task(f"order-{i}", adapter.name, TaskStatus.SUBMITTED, 0, 0, PATIENCE, task_id=f"{i}/?&") for i in range(45)
+            Task(f"order-{i}", adapter.name, TaskStatus.SUBMITTED, 0, 0, POLL_POLICY, task_id=f"{i}/?&")
+            for i in range(45)
         ]
         queries = adapter.queries(tasks, NOW_S)
         assert sorted(t.external_task_id for query in queries for t in query.tasks) == sorted(
@@ -276,7 +284,7 @@ class Reading:
         )
         assert all("/?&" not in query.request.url for query in queries)
 
-    def test_only_a_clear_no_is_a_no(self, adapter: Vendor) -> None:
+    def test_only_a_definite_refusal_is_a_refusal(self, adapter: Vendor) -> None:
         for body in ("", "<html>", "null", "[]", '{"error": null}', '{"data": {}}'):
             for status in (200, 201, 301, 408, 500, 502, 503, 504, 520):
                 with pytest.raises(SubmissionUnknown):
@@ -285,4 +293,4 @@ class Reading:
                 with pytest.raises(VendorRefused) as refused:
                     adapter.read_create(answer(body, status))
                 assert refused.value.retryable is (status == 429)
-                assert refused.value.elsewhere is (status in (401, 402, 403))
+                assert refused.value.failover is (status in (401, 402, 403))

@@ -1,4 +1,5 @@
-// Verifies one delivery as its consumer would, with the npm library.
+// Verifies the webhook signature of one delivery as a consumer does, with the npm package `standardwebhooks`.
+// Reads {secret, body, headers} as JSON from standard input.
 import { readFileSync } from "node:fs";
 import { Webhook } from "standardwebhooks";
 

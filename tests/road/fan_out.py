@@ -1,4 +1,4 @@
-"""Many tasks' events to one bus, which is killed and restarted meanwhile: what is lost, repeated, and out of order."""
+"""Fans many tasks' events out to one bus, kills and restarts it, and counts lost, repeated and reordered events."""
 
 import asyncio
 import sqlite3
@@ -14,26 +14,27 @@ import msgspec
 from receiver.service import Service, open_service
 from receiver.settings import load_receiver_settings
 from submitter.ledger.base import Ledger
-from submitter.ledger.sqlite import SqliteLedger
-from submitter.observe import observe
-from submitter.schedule import Backoff, Patience
-from submitter.task import Report, Task, TaskStatus
+from submitter.ledger.observe import observe
+from submitter.ledger.sqlite.ledger import SqliteLedger
+from submitter.schedule import Backoff, PollPolicy
+from submitter.task import Task, TaskStatus
+from submitter.transition import Report
 from tests.conformance.own_servers import OwnBus
 
-PATIENCE = Patience(Backoff(900, 1.5, 3600), Backoff(10, 1.5, 60), 86400)
+POLL_POLICY = PollPolicy(Backoff(900, 1.5, 3600), Backoff(10, 1.5, 60), 86400)
 NOW_MS = 1_781_080_800_000
-ENDS = (TaskStatus.SUBMITTED, TaskStatus.PROCESSING, TaskStatus.SUCCEED)
+STATUSES = (TaskStatus.SUBMITTED, TaskStatus.PROCESSING, TaskStatus.SUCCEED)
 QUICK = "schedule = [" + ", ".join(["0", *["0.1"] * 500]) + "]\n"
 
 
-class Told(msgspec.Struct, frozen=True):
-    """How it went: events a second, those that never arrived, repetitions, and tasks whose order was lost."""
+class FanOutResult(msgspec.Struct, frozen=True):
+    """Events sent, events per second, lost events, repeated events, and tasks whose events are out of order."""
 
     events: int
     per_s: float
     lost: int
-    again: int
-    disordered: int
+    repeated: int
+    out_of_order: int
 
 
 def hook(name: str, url: str, more: str = "") -> str:
@@ -52,10 +53,10 @@ async def serving(folder: Path, environ: Mapping[str, str], hooks: str) -> Async
         await service.close()
 
 
-async def live(ledger: Ledger, id: str, **fields: Any) -> None:
-    """Have a task live from reservation to success."""
-    await ledger.reserve(Task(id, "kling", TaskStatus.CREATED, NOW_MS, NOW_MS, PATIENCE, **fields))
-    for status in ENDS:
+async def complete_task(ledger: Ledger, id: str, **fields: Any) -> None:
+    """Take a task from reservation to success, in three events."""
+    await ledger.reserve(Task(id, "kling", TaskStatus.CREATED, NOW_MS, NOW_MS, POLL_POLICY, **fields))
+    for status in STATUSES:
         await observe(ledger, id, Report("callback", status, "893"), NOW_MS, source="callback")
 
 
@@ -65,21 +66,23 @@ async def until(condition: Callable[[], Awaitable[bool]], timeout_s: float = 30)
             await asyncio.sleep(0.02)
 
 
-async def tell(bus: OwnBus, folder: Path, environ: Mapping[str, str], tasks: int, *, kills: int = 0) -> Told:
-    """Tell a bus of `tasks` tasks, three events each.
+async def measure_fan_out(
+    bus: OwnBus, folder: Path, environ: Mapping[str, str], tasks: int, *, kills: int = 0
+) -> FanOutResult:
+    """Deliver the events of `tasks` tasks, three each, to a bus.
 
-    It is killed `kills` times, each time with events on their way, and restarted once it was missed.
+    The bus is killed `kills` times with deliveries in flight, and restarted once a delivery has failed.
     """
     names = [f"order-{n}" for n in range(tasks)]
     waves = [names[wave :: kills + 1] for wave in range(kills + 1)]
 
-    async def live_all(wave: int) -> None:
+    async def complete_wave(wave: int) -> None:
         ledger = SqliteLedger(folder / "relay.db")
-        await asyncio.gather(*(live(ledger, name) for name in waves[wave]))
+        await asyncio.gather(*(complete_task(ledger, name) for name in waves[wave]))
         await ledger.close()
 
-    await live_all(0)
-    total = tasks * len(ENDS)
+    await complete_wave(0)
+    total = tasks * len(STATUSES)
     with closing(sqlite3.connect(folder / "relay.db")) as db:
 
         def count(condition: str) -> int:
@@ -91,23 +94,23 @@ async def tell(bus: OwnBus, folder: Path, environ: Mapping[str, str], tasks: int
 
             await until(reached, timeout_s=300)
 
-        begun_s = time.perf_counter()
+        started_s = time.perf_counter()
         async with serving(folder, environ, hook("bus", bus.url, QUICK + "timeout_s = 5\n" + bus.hook_more)):
-            told = 0
+            expected_done = 0
             for wave in range(kills):
-                await done(told + len(waves[wave]) * len(ENDS) // 3)
+                await done(expected_done + len(waves[wave]) * len(STATUSES) // 3)
                 await bus.kill()
-                told += len(waves[wave]) * len(ENDS)
+                expected_done += len(waves[wave]) * len(STATUSES)
                 failed = count("last_error <> ''")
-                await live_all(wave + 1)  # these find nobody there, however fast the others were
+                await complete_wave(wave + 1)  # these fail for certain, however fast the others were
 
-                async def missed(failed: int = failed) -> bool:
+                async def has_failed(failed: int = failed) -> bool:
                     return count("last_error <> ''") > failed
 
-                await until(missed)
+                await until(has_failed)
                 await bus.restart()
             await done(total)
-            seconds = time.perf_counter() - begun_s
+            seconds = time.perf_counter() - started_s
     ledger = SqliteLedger(folder / "relay.db")
     expected = [[event.id for event in await ledger.events(name)] for name in names]
     await ledger.close()
@@ -116,12 +119,12 @@ async def tell(bus: OwnBus, folder: Path, environ: Mapping[str, str], tasks: int
     positions = {id: position for position, id in enumerate(dict.fromkeys(arrived))}
     orders = [[positions[id] for id in ids if id in positions] for ids in expected]
     lost = sum(id not in seen for ids in expected for id in ids)
-    disordered = sum(order != sorted(order) for order in orders)
-    return Told(total, total / seconds, lost, len(arrived) - len(positions), disordered)
+    out_of_order = sum(order != sorted(order) for order in orders)
+    return FanOutResult(total, total / seconds, lost, len(arrived) - len(positions), out_of_order)
 
 
-async def tell_own(kind: type[OwnBus], folder: Path, tasks: int, *, kills: int = 0) -> Told:
-    """Start a bus, tell it of `tasks` tasks, and stop it."""
+async def measure_own_bus(kind: type[OwnBus], folder: Path, tasks: int, *, kills: int = 0) -> FanOutResult:
+    """Start a bus, measure the fan-out of `tasks` tasks to it, and stop it."""
     bus = kind(folder)
     environ = {
         "KLING_RELAY_LEDGER": f"sqlite:///{folder / 'relay.db'}",
@@ -130,6 +133,6 @@ async def tell_own(kind: type[OwnBus], folder: Path, tasks: int, *, kills: int =
     }
     try:
         await bus.start()
-        return await tell(bus, folder, environ, tasks, kills=kills)
+        return await measure_fan_out(bus, folder, environ, tasks, kills=kills)
     finally:
         await bus.stop()

@@ -1,4 +1,4 @@
-"""A stand-in for AWS Lambda's Runtime API, under the runtime client that AWS publishes (awslambdaric)."""
+"""A stand-in for AWS Lambda's Runtime API, used by AWS's own runtime client (awslambdaric)."""
 
 import asyncio
 import os
@@ -24,15 +24,15 @@ TIMEOUT_S = 30.0
 
 
 class InvocationFailed(Exception):
-    """The function raised; `said` is what the runtime client reports."""
+    """The function raised an error; `report` is the runtime client's report of it."""
 
-    def __init__(self, said: dict[str, Any]) -> None:
-        self.said = said
-        super().__init__(f"{said.get('errorType')}: {said.get('errorMessage')}")
+    def __init__(self, report: dict[str, Any]) -> None:
+        self.report = report
+        super().__init__(f"{report.get('errorType')}: {report.get('errorMessage')}")
 
 
 class LambdaRuntime:
-    """Gives one event at a time to a function in a process of its own. Sends it as Lambda does; see `invoke`."""
+    """Sends one event at a time to a function in a separate process, as Lambda does; see `invoke`."""
 
     def __init__(self) -> None:
         self._events: asyncio.Queue[bytes | None] = asyncio.Queue()
@@ -40,7 +40,7 @@ class LambdaRuntime:
         self.timeout_s = TIMEOUT_S
 
     def app(self) -> Starlette:
-        """The Runtime API, version 2018-06-01."""
+        """Return the Runtime API, version 2018-06-01."""
         root = "/2018-06-01/runtime"
         return Starlette(
             routes=[
@@ -68,11 +68,11 @@ class LambdaRuntime:
         return Response(status_code=202)
 
     def end(self) -> None:
-        """Let go of a function that waits for an event."""
+        """Stop a function that waits for an event."""
         self._events.put_nowait(None)
 
     async def invoke(self, event: Mapping[str, Any]) -> Any:
-        """Return what the function answers to an event; raise InvocationFailed."""
+        """Return the function's response to an event; raise InvocationFailed."""
         await self._events.put(msgspec.json.encode(event))
         async with asyncio.timeout(TIMEOUT_S + 10):
             end, body = await self._ends.get()
@@ -116,7 +116,7 @@ async def lambda_function(
 
 
 def aws_event(name: str, **changes: Any) -> Any:
-    """Return a vector's event; what stands in capitals there is replaced by `changes`."""
+    """Return the event of a test vector, with its placeholders (in capitals) replaced by `changes`."""
 
     def fill(value: Any) -> Any:
         if isinstance(value, dict):
@@ -134,8 +134,9 @@ def aws_event(name: str, **changes: Any) -> Any:
     return fill(msgspec.json.decode((VECTORS / f"{name}.json").read_bytes())["event"])
 
 
-def answer_of(said: Mapping[str, Any]) -> httpx.Response:
-    """Return what a function answered to HTTP, as its caller sees it."""
-    headers = said.get("headers") or [(name, one) for name, many in said["multiValueHeaders"].items() for one in many]
-    assert said["isBase64Encoded"] is False
-    return httpx.Response(said["statusCode"], headers=headers, text=said["body"])
+def answer_of(response: Mapping[str, Any]) -> httpx.Response:
+    """Return a function's HTTP response as its client sees it."""
+    lists = response.get("multiValueHeaders", {})
+    headers = response.get("headers") or [(name, value) for name, values in lists.items() for value in values]
+    assert response["isBase64Encoded"] is False
+    return httpx.Response(response["statusCode"], headers=headers, text=response["body"])

@@ -1,4 +1,4 @@
-"""Many receivers on one ledger, some of them killed under a flood of callbacks."""
+"""Load test: many receivers on one ledger, some of them killed while callbacks arrive."""
 
 import asyncio
 import os
@@ -14,18 +14,18 @@ import msgspec
 from submitter.ledger import open_ledger
 from submitter.ledger.base import Ledger
 from submitter.task import Task, TaskStatus
-from submitter.vendors.kling import PATIENCE
+from submitter.vendors.kling.protocol import POLL_POLICY
 from tests.bench import servers
 from tests.bench.processes import listening_process
 from tests.conformance.brokers import free_port
 from tests.road.fan_out import hook, until
 
 CONNECTIONS = 8
-"""To each process."""
+"""Client connections to each receiver."""
 
 
 class Flooded(msgspec.Struct, frozen=True):
-    """How it went: callbacks a second, those sent again since their process was killed, and the events."""
+    """The results: callbacks per second, callbacks resent after a kill, and counts of events and deliveries."""
 
     callbacks: int
     per_s: float
@@ -38,13 +38,13 @@ class Flooded(msgspec.Struct, frozen=True):
 
 
 class _Flood:
-    """Sends each callback until it is answered 200, as a vendor behind a load balancer does."""
+    """Sends each callback until it is answered with 200, as a vendor does through a load balancer."""
 
     def __init__(self, requests: list[bytes], ports: list[int]) -> None:
         self.left = requests[::-1]
         self.ports = ports
         self.answered = 0
-        self.again = 0
+        self.resent = 0
 
     async def run(self) -> None:
         await asyncio.gather(*(self._send(port) for port in self.ports for _ in range(CONNECTIONS)))
@@ -54,27 +54,27 @@ class _Flood:
         is_alive = True
         while self.left and is_alive:
             request = self.left.pop()
-            is_taken = False
+            is_accepted = False
             try:
                 writer.write(request)
                 head = await reader.readuntil(b"\r\n\r\n")
                 length = head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0]
                 await reader.readexactly(int(length or 0))
-                is_taken = head.startswith(b"HTTP/1.1 200")
+                is_accepted = head.startswith(b"HTTP/1.1 200")
             except (OSError, asyncio.IncompleteReadError):
-                is_alive = False  # the others' connections take what is left
-            if is_taken:
+                is_alive = False  # the receiver was killed: other connections send the remaining callbacks
+            if is_accepted:
                 self.answered += 1
             else:
                 self.left.insert(0, request)
-                self.again += 1
+                self.resent += 1
         writer.close()
         with suppress(OSError):
             await writer.wait_closed()
 
 
 async def fill(ledger: Ledger, prefix: str, count: int, first: int = 0) -> None:
-    """Put submitted tasks into a ledger, as `servers.callbacks` speaks of them."""
+    """Store the submitted tasks that `servers.callbacks` refers to."""
     now_ms = time.time_ns() // 1_000_000
     for start in range(first, first + count, 500):
         await asyncio.gather(
@@ -86,7 +86,7 @@ async def fill(ledger: Ledger, prefix: str, count: int, first: int = 0) -> None:
                         TaskStatus.SUBMITTED,
                         now_ms,
                         now_ms,
-                        PATIENCE,
+                        POLL_POLICY,
                         task_id=str(893605946402811985 + n),
                         sequence=1,
                         poll_at_ms=now_ms + 900_000,
@@ -99,7 +99,7 @@ async def fill(ledger: Ledger, prefix: str, count: int, first: int = 0) -> None:
 
 
 async def flood_many(folder: Path, ledger_url: str, tasks: int, *, processes: int, kills: int) -> Flooded:
-    """Send two callbacks for each task to many receivers, `kills` of which are killed meanwhile."""
+    """Send two callbacks for each task to `processes` receivers, and kill `kills` of them meanwhile."""
     ledger = open_ledger(ledger_url)
     await fill(ledger, "b", tasks)
     sink = free_port()
@@ -132,12 +132,12 @@ async def flood_many(folder: Path, ledger_url: str, tasks: int, *, processes: in
 
         expected = [event.id for n in range(tasks) for event in await ledger.events(f"b-{n}")]
 
-        async def all_told() -> bool:  # what a killed process had claimed is claimed again when its lease ends
+        async def all_delivered() -> bool:  # a killed receiver's claims are claimed again when their leases expire
             await asyncio.sleep(0.2)
-            told = {event["id"] for event in read(folder)}
-            return told.issuperset(expected) and (await ledger.counts())["delivery.due"] == 0
+            delivered = {event["id"] for event in read(folder)}
+            return delivered.issuperset(expected) and (await ledger.counts())["delivery.due"] == 0
 
-        await until(all_told, 120)
+        await until(all_delivered, 120)
     ids: dict[tuple[str, str], set[str]] = defaultdict(set)
     lines = read(folder)
     for event in lines:
@@ -148,7 +148,7 @@ async def flood_many(folder: Path, ledger_url: str, tasks: int, *, processes: in
     return Flooded(
         callbacks=len(requests),
         per_s=len(requests) / seconds,
-        sent_again=flood.again,
+        sent_again=flood.resent,
         unfinished=tasks - sum(task.status is TaskStatus.SUCCEED for task in ended),
         events=len(expected),
         undelivered=sum(id not in seen for id in expected),
@@ -158,7 +158,7 @@ async def flood_many(folder: Path, ledger_url: str, tasks: int, *, processes: in
 
 
 def read(folder: Path) -> list[dict[str, str]]:
-    """Return the events that the hook got."""
+    """Return the events that the hook received."""
     lines = (folder / "events.jsonl").read_bytes().splitlines()
     return [msgspec.json.decode(line) for line in lines]
 

@@ -1,4 +1,4 @@
-"""A sixth vendor, in a package of its own that is found by its entry point; nothing here is changed for it."""
+"""End-to-end test of a vendor plugin: another package that is found by its entry point."""
 
 import importlib
 import sys
@@ -8,14 +8,14 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from submitter import installed
 from submitter.errors import InvalidSettings
 from submitter.task import TaskStatus
-from tests.conftest import World
+from submitter.vendors import registry
 from tests.road.test_processes import cli
+from tests.world import World
 
 ACME = '''
-"""A vendor as another package adds it: its adapter, its setup, its stand-in."""
+"""A vendor plugin: adapter, setup and stand-in."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -24,15 +24,17 @@ from msgspec.structs import replace
 from starlette.responses import JSONResponse
 
 from submitter.sandbox.base import Sandbox
-from submitter.sandbox.studio import Asked, MediaRules
-from submitter.schedule import Backoff, Patience
-from submitter.task import Report, TaskStatus, Video
-from submitter.vendors.base import (
-    Findings, Query, VendorSetup, json_request, object_or_empty, read_object, refusal, refused_create, rule_of, text,
-)
-from submitter.vendors.kling import LIMITS_V1
+from submitter.sandbox.studio import MediaRules, RenderRequest
+from submitter.schedule import Backoff, PollPolicy
+from submitter.task import TaskStatus, Video
+from submitter.transition import Report
+from submitter.vendors.base import Findings, Query, VendorSetup
+from submitter.vendors.reading import object_or_empty, read_object, text
+from submitter.vendors.refusals import refusal, refused_create, rule_of
+from submitter.vendors.rest import json_request
+from submitter.vendors.kling.v1 import LIMITS
 
-WORDS = {"new": TaskStatus.SUBMITTED, "busy": TaskStatus.PROCESSING, "good": TaskStatus.SUCCEED}
+STATUS = {"new": TaskStatus.SUBMITTED, "busy": TaskStatus.PROCESSING, "good": TaskStatus.SUCCEED}
 
 
 @dataclass(frozen=True)
@@ -40,14 +42,14 @@ class Acme:
     key: str
     base_url: str = "https://acme.example.com"
     name: ClassVar = "acme"
-    limits: ClassVar = replace(LIMITS_V1, source="Acme", own_id=False, watermark=False)
-    patience: ClassVar = Patience(Backoff(900, 1.5, 3600), Backoff(10, 1.5, 60), 86400)
+    limits: ClassVar = replace(LIMITS, source="Acme", own_id=False, watermark=False)
+    poll_policy: ClassVar = PollPolicy(Backoff(900, 1.5, 3600), Backoff(10, 1.5, 60), 86400)
     callbacks: ClassVar = True
     signs_callbacks: ClassVar = False
 
-    def create(self, job, now_s):
-        body = {"image": job.image, "video": job.video, "facing": job.request.character_orientation,
-                "tell": job.callback_url}
+    def create(self, request, now_s):
+        body = {"image": request.image, "video": request.video, "facing": request.request.character_orientation,
+                "notify": request.callback_url}
         return json_request("POST", self.base_url + "/jobs", self.key, body)
 
     def read_create(self, answer):
@@ -69,7 +71,7 @@ class Acme:
     def read(self, body, source):
         job = read_object(body)
         videos = (Video(job["url"]),) if job.get("url") else ()
-        return Report(source, WORDS[job["state"]], text(job, "job"), videos=videos)
+        return Report(source, STATUS[job["state"]], text(job, "job"), videos=videos)
 
     def probe(self, now_s):
         return json_request("GET", self.base_url + "/jobs/0", self.key)
@@ -87,20 +89,22 @@ class AcmeSandbox(Sandbox):
     def refuse(self, refusal):
         return JSONResponse({}, 400)
 
-    def tells(self, job):
-        words = {"submitted": "new", "processing": "busy", "succeeded": "good"}
-        return {"job": job.id, "state": words[job.status], "url": "" if job.is_open else self.result_url(job)}
+    def callback_body(self, job):
+        states = {"submitted": "new", "processing": "busy", "succeeded": "good"}
+        return {"job": job.id, "state": states[job.status], "url": "" if job.is_open else self.result_url(job)}
 
     async def make(self, request):
         body = await self.json(request)
         job = await self.create(
-            Asked(image=body["image"], video=body["video"], orientation=body["facing"], callback_url=body["tell"]),
+            RenderRequest(
+                image=body["image"], video=body["video"], orientation=body["facing"], callback_url=body["notify"]
+            ),
             MediaRules(),
         )
         return {"job": job.id}
 
     async def show(self, request):
-        return self.tells(self.asked_about(request.path_params["id"]))
+        return self.callback_body(self.queried_job(request.path_params["id"]))
 
 
 SETUP = VendorSetup(
@@ -115,7 +119,7 @@ SETUP = VendorSetup(
 
 @pytest.fixture
 def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder of installed packages, in which one adds the vendor `acme`."""
+    """A folder of installed packages; one adds the vendor `acme`."""
     folder = tmp_path / "site"
     (folder / "acme_kling-1.0.dist-info").mkdir(parents=True)
     (folder / "acme_kling-1.0.dist-info" / "METADATA").write_text(
@@ -127,22 +131,22 @@ def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (folder / "acme_kling.py").write_text(ACME)
     monkeypatch.syspath_prepend(str(folder))
     importlib.invalidate_caches()
-    installed.vendors.cache_clear()
+    registry.vendors.cache_clear()
     yield folder
-    installed.vendors.cache_clear()
+    registry.vendors.cache_clear()
     sys.modules.pop("acme_kling", None)
 
 
-async def test_a_vendor_of_another_package_goes_the_whole_road(packages: Path, world: World) -> None:
+async def test_a_vendor_plugin_works_end_to_end(packages: Path, world: World) -> None:
     acme = world.stand_in("acme")
     await world.start()
     done = await (await world.submitter.submit(world.request(vendor="acme"))).result(timeout=20)
     assert (done.status, done.vendor) == (TaskStatus.SUCCEED, "acme")
     assert acme.counts["created"] == 1
-    assert acme.counts["queries"] == 1  # unsigned, so its end is asked about before it is believed
+    assert acme.counts["queries"] == 1  # its callback is unsigned, so a poll confirms the final status
 
 
-async def test_the_command_line_knows_it(packages: Path, world: World) -> None:
+async def test_the_command_line_lists_a_vendor_plugin(packages: Path, world: World) -> None:
     await world.start(receiver=False)
     environ = world.environ | {"ACME_API_KEY": "k", "ACME_BASE_URL": "http://127.0.0.1:9", "MORE_PATH": str(packages)}
     shown = msgspec.json.decode((await cli(environ, "vendors", "--json")).out)
@@ -150,16 +154,16 @@ async def test_the_command_line_knows_it(packages: Path, world: World) -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "says"),
+    ("line", "message"),
     [
-        ("kling = acme_kling:SETUP", "its name must be of its own"),
-        ("acme = acme_kling:Acme", "and not a VendorSetup"),
+        ("kling = acme_kling:SETUP", "its name is taken"),
+        ("acme = acme_kling:Acme", "not a VendorSetup"),
         ("acme = acme_missing:SETUP", "cannot be imported"),
-        ("other = acme_kling:SETUP", "calls itself 'acme'"),
+        ("other = acme_kling:SETUP", "the vendor's name 'acme'"),
     ],
 )
-def test_an_entry_point_that_cannot_be_used_is_named(packages: Path, line: str, says: str) -> None:
+def test_an_invalid_entry_point_is_reported(packages: Path, line: str, message: str) -> None:
     (packages / "acme_kling-1.0.dist-info" / "entry_points.txt").write_text(f"[kling_relay.vendors]\n{line}\n")
-    with pytest.raises(InvalidSettings, match="Mend or remove the package") as wrong:
-        installed.vendors()
-    assert says in str(wrong.value)
+    with pytest.raises(InvalidSettings, match="Update, correct or remove the package") as wrong:
+        registry.vendors()
+    assert message in str(wrong.value)

@@ -1,4 +1,4 @@
-"""Results are copied before their URLs die: a hook `archive:`, on the whole road."""
+"""The archive destination, end to end: results are copied before their URLs expire."""
 
 import hashlib
 import sys
@@ -10,19 +10,19 @@ import httpx
 import pytest
 
 from receiver.destinations import open_destination
-from receiver.hooks import Hook
+from receiver.hook import Hook
 from submitter.errors import InvalidSettings
 from submitter.ledger.base import Delivery
 from submitter.task import TaskStatus
-from tests.conftest import World
+from tests.world import World
 
 
-def archive_to(world: World, url: str, more: str = "") -> None:
-    """Give the world's hooks an archive; its schedule has three attempts."""
-    world.hooks += f'[[hook]]\nname = "archive"\nurl = "archive:{url}"\nschedule = [0, 0.1, 0.1]\n{more}'
+def archive_to(world: World, url: str, more_settings: str = "") -> None:
+    """Add an archive hook with three attempts to the world's hooks."""
+    world.hooks += f'[[hook]]\nname = "archive"\nurl = "archive:{url}"\nschedule = [0, 0.1, 0.1]\n{more_settings}'
 
 
-async def test_a_result_is_copied_and_its_copy_is_an_event_of_its_own(world: World, tmp_path: Path) -> None:
+async def test_a_result_is_copied_and_the_copy_emits_task_archived(world: World, tmp_path: Path) -> None:
     archive_to(world, str(tmp_path / "results"))
     await world.start()
     task = await world.submitter.submit(world.request(watermark=True))
@@ -45,11 +45,11 @@ async def test_a_result_is_copied_and_its_copy_is_an_event_of_its_own(world: Wor
 
 
 @pytest.mark.parametrize("library", ["obstore", "boto3"])
-async def test_a_bucket_takes_the_copies_by_either_library(
+async def test_copies_are_stored_in_a_bucket_with_either_library(
     world: World, aws: str, library: str, monkeypatch: pytest.MonkeyPatch, client: httpx.AsyncClient
 ) -> None:
     monkeypatch.setenv("AWS_ALLOW_HTTP", "true")
-    if library == "boto3":  # as in a function's package
+    if library == "boto3":  # as in the package for AWS Lambda, which has no obstore
         monkeypatch.setitem(sys.modules, "obstore", None)
     s3 = boto3.client("s3")
     s3.create_bucket(Bucket=f"results-{library}")
@@ -67,7 +67,7 @@ async def test_a_bucket_takes_the_copies_by_either_library(
     s3.close()
 
 
-async def test_what_can_no_longer_be_fetched_is_a_dead_letter_that_says_so(world: World, tmp_path: Path) -> None:
+async def test_an_expired_result_becomes_a_dead_letter_with_the_http_error(world: World, tmp_path: Path) -> None:
     archive_to(world, str(tmp_path / "results"))
     await world.start()
     world.faults(expire_s=0)
@@ -76,15 +76,15 @@ async def test_what_can_no_longer_be_fetched_is_a_dead_letter_that_says_so(world
     ledger = world.open_ledger()
     found: list[Delivery] = []
     while not found:
-        mark = ledger.mark()
+        version = ledger.version()
         found = await ledger.deliveries(hook="archive", state="dead", limit=9)
-        await ledger.changed(mark, 0.1)
+        await ledger.wait_for_change(version, 0.1)
     await ledger.close()
-    assert "its URL answers HTTP" in found[0].last_error
+    assert "its URL returned HTTP" in found[0].last_error
     assert not list((tmp_path / "results").rglob("*.mp4"))
 
 
-async def test_a_place_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+async def test_an_invalid_or_unwritable_archive_is_reported(tmp_path: Path) -> None:
     with pytest.raises(InvalidSettings, match="an/absolute/directory"):
         open_destination(Hook("archive", "archive:results"), frozenset())
     with pytest.raises(InvalidSettings, match="s3://bucket/prefix"):
@@ -92,5 +92,5 @@ async def test_a_place_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     blocked = open_destination(Hook("archive", f"archive:{tmp_path}/file/x"), frozenset())
     assert "NotADirectoryError" in str(await blocked.reach())
-    fine = open_destination(Hook("archive", f"archive:{tmp_path}/results"), frozenset())
-    assert await fine.reach() is None
+    writable = open_destination(Hook("archive", f"archive:{tmp_path}/results"), frozenset())
+    assert await writable.reach() is None

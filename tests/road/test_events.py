@@ -1,4 +1,4 @@
-"""`POST /events`: a CloudEvent becomes a task, whoever sends it. The events are made by the reference SDK."""
+"""`POST /events`: a CloudEvent in any binding becomes a task. The reference SDK creates the events."""
 
 import base64
 from typing import Any
@@ -9,63 +9,63 @@ import pytest
 from cloudevents.core.bindings.http import to_binary_event, to_structured_event
 from cloudevents.core.v1.event import CloudEvent
 
-from tests.conftest import World
+from tests.world import World
 
 TOKEN = "e" * 20
 BEARER = {"authorization": f"Bearer {TOKEN}"}
 
 
 def data(world: World, **changes: Any) -> dict[str, Any]:
-    """Return a request, with media that can be fetched."""
+    """Return a request whose media can be fetched."""
     files = f"{world.hook_url}/files"
     return {"image": f"{files}/girl.png", "video": f"{files}/dance.mp4", "character_orientation": "video"} | changes
 
 
-def made(world: World, id: str, **changes: Any) -> CloudEvent:
-    """Return an event as the reference SDK makes it."""
+def event(world: World, id: str, **changes: Any) -> CloudEvent:
+    """Return an event, created by the reference SDK."""
     attributes = {"type": "task.requested", "source": "/shop", "id": id, "datacontenttype": "application/json"}
     return CloudEvent(attributes | {"specversion": "1.0"}, data(world, **changes))
 
 
 @pytest.fixture
 async def url(world: World) -> str:
-    """Where events go, in a world with all its parts."""
+    """Start the whole world, and return the URL of its events endpoint."""
     world.environ["KLING_RELAY_EVENTS_TOKEN"] = TOKEN
     await world.start()
     return f"{world.receiver_url}/events"
 
 
-async def test_an_event_becomes_one_task_in_every_form(world: World, url: str, client: httpx.AsyncClient) -> None:
-    structured, binary = to_structured_event(made(world, "order-1")), to_binary_event(made(world, "order 2 猫"))
+async def test_an_event_becomes_one_task_in_every_binding(world: World, url: str, client: httpx.AsyncClient) -> None:
+    structured, binary = to_structured_event(event(world, "order-1")), to_binary_event(event(world, "order 2 猫"))
     pushed = {"subscription": "projects/p/subscriptions/s", "message": {"messageId": "1", "attributes": {}}}
-    whole = base64.b64encode(to_structured_event(made(world, "order-3")).body).decode()
-    named = {"ce-specversion": "1.0", "ce-type": "task.requested", "ce-source": "/shop", "ce-id": "order-4"}
-    alone = base64.b64encode(msgspec.json.encode(data(world))).decode()
-    batch = [msgspec.json.decode(to_structured_event(made(world, f"order-{n}")).body) for n in (5, 6)]
+    structured_data = base64.b64encode(to_structured_event(event(world, "order-3")).body).decode()
+    attributes = {"ce-specversion": "1.0", "ce-type": "task.requested", "ce-source": "/shop", "ce-id": "order-4"}
+    binary_data = base64.b64encode(msgspec.json.encode(data(world))).decode()
+    batch = [msgspec.json.decode(to_structured_event(event(world, f"order-{n}")).body) for n in (5, 6)]
     pubsub = {"content-type": "application/json"}
     requests: list[tuple[dict[str, str], bytes]] = [
         (structured.headers, structured.body),
         (binary.headers, binary.body),
-        (pubsub, msgspec.json.encode(pushed | {"message": pushed["message"] | {"data": whole}})),  # type: ignore[operator]
-        (pubsub, msgspec.json.encode(pushed | {"message": {"data": alone, "attributes": named}})),
+        (pubsub, msgspec.json.encode(pushed | {"message": pushed["message"] | {"data": structured_data}})),  # type: ignore[operator]
+        (pubsub, msgspec.json.encode(pushed | {"message": {"data": binary_data, "attributes": attributes}})),
         ({"content-type": "application/cloudevents-batch+json"}, msgspec.json.encode(batch)),
     ]
-    told: list[str] = []
+    ids: list[str] = []
     for _ in range(2):
         for headers, body in requests:
             answer = await client.post(url, content=body, headers=headers | BEARER)
             assert answer.status_code == 202, answer.text
-            told.extend(task["external_task_id"] for task in answer.json()["tasks"])
-    assert told[:6] == told[6:]
-    assert [told[0], *told[2:6]] == ["order-1", "order-3", "order-4", "order-5", "order-6"]
-    assert told[1].startswith("ce-")
+            ids.extend(task["external_task_id"] for task in answer.json()["tasks"])
+    assert ids[:6] == ids[6:]
+    assert [ids[0], *ids[2:6]] == ["order-1", "order-3", "order-4", "order-5", "order-6"]
+    assert ids[1].startswith("ce-")
     assert world.kling.counts["created"] == 6
     await world.inbox.until(18)
-    assert {event["subject"] for event in world.inbox.events} == set(told)
+    assert {event["subject"] for event in world.inbox.events} == set(ids)
 
 
-async def test_only_who_knows_the_token_may_send(world: World, url: str, client: httpx.AsyncClient) -> None:
-    message = to_structured_event(made(world, "order-1"))
+async def test_events_require_the_token(world: World, url: str, client: httpx.AsyncClient) -> None:
+    message = to_structured_event(event(world, "order-1"))
     for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": f"Basic {TOKEN}"}):
         answer = await client.post(url, content=message.body, headers=message.headers | headers)
         assert (answer.status_code, answer.headers["content-type"]) == (401, "application/problem+json")
@@ -75,7 +75,7 @@ async def test_only_who_knows_the_token_may_send(world: World, url: str, client:
     assert answer.status_code == 202
 
 
-async def test_handshakes(url: str, client: httpx.AsyncClient) -> None:
+async def test_cloudevents_and_event_grid_handshakes_are_answered(url: str, client: httpx.AsyncClient) -> None:
     asking = {"webhook-request-origin": "eventgrid.azure.net", "webhook-request-rate": "120"}
     allowed = await client.options(f"{url}?access_token={TOKEN}", headers=asking)
     assert allowed.status_code == 200
@@ -99,28 +99,30 @@ async def test_handshakes(url: str, client: httpx.AsyncClient) -> None:
     assert (await client.post(url, json={"data": 1}, headers=headers)).status_code == 400
 
 
-async def test_what_is_wrong_is_said_and_nothing_is_sent(world: World, url: str, client: httpx.AsyncClient) -> None:
-    for changes, status, said in (
-        ({"image": "/etc/passwd"}, 400, "An event can name no file"),
+async def test_an_invalid_event_is_refused_with_its_reason_and_creates_no_task(
+    world: World, url: str, client: httpx.AsyncClient
+) -> None:
+    for changes, status, reason in (
+        ({"image": "/etc/passwd"}, 400, "Events cannot refer to local files"),
         ({"character_orientation": "sideways"}, 400, "character_orientation"),
         ({"vendor": "acme"}, 400, "acme"),
     ):
-        message = to_structured_event(made(world, "order-1", **changes))
+        message = to_structured_event(event(world, "order-1", **changes))
         answer = await client.post(url, content=message.body, headers=message.headers | BEARER)
-        assert (answer.status_code, said in answer.json()["detail"]) == (status, True), answer.text
+        assert (answer.status_code, reason in answer.json()["detail"]) == (status, True), answer.text
     assert (await client.post(url, content=b"x" * 2_000_000, headers=BEARER)).status_code == 413
     assert (await client.post(url, content=b"{", headers=BEARER)).status_code == 400
     assert world.kling.counts["created"] == 0
-    first, other = (to_structured_event(made(world, "order-1", prompt=prompt)) for prompt in ("a", "b"))
+    first, other = (to_structured_event(event(world, "order-1", prompt=prompt)) for prompt in ("a", "b"))
     assert (await client.post(url, content=first.body, headers=first.headers | BEARER)).status_code == 202
     assert (await client.post(url, content=other.body, headers=other.headers | BEARER)).status_code == 409
 
 
-async def test_a_batch_with_one_that_fails_is_answered_once_all_have_ended(
+async def test_a_batch_with_a_failed_event_is_answered_after_all_others_are_submitted(
     world: World, url: str, client: httpx.AsyncClient
 ) -> None:
-    wrong = msgspec.json.decode(to_structured_event(made(world, "order-1", character_orientation="sideways")).body)
-    right = msgspec.json.decode(to_structured_event(made(world, "order-2")).body)
+    wrong = msgspec.json.decode(to_structured_event(event(world, "order-1", character_orientation="sideways")).body)
+    right = msgspec.json.decode(to_structured_event(event(world, "order-2")).body)
     headers = {"content-type": "application/cloudevents-batch+json"} | BEARER
     answer = await client.post(url, content=msgspec.json.encode([wrong, right]), headers=headers)
     assert answer.status_code == 400
@@ -129,12 +131,12 @@ async def test_a_batch_with_one_that_fails_is_answered_once_all_have_ended(
     assert (again.status_code, world.kling.counts["created"]) == (202, 1)
 
 
-async def test_a_create_of_which_nobody_knows_is_taken_and_looked_for(world: World, client: httpx.AsyncClient) -> None:
+async def test_a_task_whose_creation_is_unknown_is_accepted_with_202(world: World, client: httpx.AsyncClient) -> None:
     world.stand_in("novita")
     world.environ["KLING_RELAY_EVENTS_TOKEN"] = TOKEN
     await world.start()
     world.faults(create_5xx=1.0, drop=1.0)
-    message = to_structured_event(made(world, "order-1", vendor="novita"))
+    message = to_structured_event(event(world, "order-1", vendor="novita"))
     answer = await client.post(
         f"{world.receiver_url}/events", content=message.body, headers=message.headers | BEARER, timeout=60
     )

@@ -1,4 +1,4 @@
-"""One event to many hooks: who is away delays nobody, and gets everything when it is back."""
+"""Fan-out to many hooks: a hook that is down delays no other, and gets every event once it is back."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
@@ -7,11 +7,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from tests.conformance.live_brokers import AmqpBroker, Broker, NatsBroker, RedisBroker
 from tests.conformance.own_servers import OWN_BUSES
 from tests.conformance.test_aws_destinations import Bus
-from tests.conformance.test_buses import AmqpBroker, Broker, NatsBroker, RedisBroker
-from tests.conftest import World
-from tests.road.fan_out import QUICK, hook, live, serving, tell_own, until
+from tests.road.fan_out import QUICK, complete_task, hook, measure_own_bus, serving, until
+from tests.world import World
 
 
 @asynccontextmanager
@@ -34,7 +34,7 @@ async def event_bus() -> AsyncIterator[Bus]:
         yield bus
 
 
-async def test_with_one_bus_down_the_others_are_on_time_and_it_gets_all_when_it_is_back(world: World, aws: str) -> None:
+async def test_a_bus_that_is_down_delays_no_other_and_gets_every_event_once_it_is_back(world: World, aws: str) -> None:
     redis, nats, amqp = RedisBroker(), NatsBroker(), AmqpBroker()
     await world.start(receiver=False)
     async with running(redis, nats, amqp), event_bus() as bridge:
@@ -43,45 +43,46 @@ async def test_with_one_bus_down_the_others_are_on_time_and_it_gets_all_when_it_
         for name, broker in (("redis", redis), ("nats", nats), ("amqp", amqp)):
             hooks += hook(name, broker.url, QUICK)
         async with serving(world.folder, world.environ, hooks) as service:
-            await live(service.ledger, "order-1")
+            await complete_task(service.ledger, "order-1")
             expected = [event.id for event in await service.ledger.events("order-1")]
             await world.inbox.until(3)
 
             bridged: set[str] = set()
 
-            async def others_have_it() -> bool:
+            async def others_have_all() -> bool:
                 bridged.update(await bridge.arrived())
                 return len(await nats.arrived()) == len(bridged) == 3
 
-            await until(others_have_it)
+            await until(others_have_all)
             assert await nats.arrived() == expected
             assert bridged == set(expected)
             assert await redis.client.exists(redis.name) == 0
             await redis.back()
 
-            async def redis_has_it() -> bool:
+            async def redis_has_all() -> bool:
                 return len(await redis.entries()) == 3
 
-            await until(redis_has_it)
+            await until(redis_has_all)
             assert await redis.arrived() == expected  # in order
             assert await amqp.arrived() == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OWN_BUSES)
-async def test_a_bus_that_is_killed_twice_loses_nothing_and_keeps_each_tasks_order(name: str, tmp_path: Path) -> None:
-    told = await tell_own(OWN_BUSES[name], tmp_path, 200, kills=2)
-    assert (told.lost, told.disordered) == (0, 0), told
+async def test_a_bus_that_is_killed_twice_loses_no_event_and_keeps_each_tasks_order(name: str, tmp_path: Path) -> None:
+    result = await measure_own_bus(OWN_BUSES[name], tmp_path, 200, kills=2)
+    assert (result.lost, result.out_of_order) == (0, 0), result
 
 
-async def test_when_and_latest_only_send_what_is_wanted(world: World) -> None:
+async def test_when_and_latest_only_filter_events(world: World) -> None:
     await world.start(receiver=False)
     live_only = "when = \"data.metadata.env == 'live'\"\n"
     hooks = hook("live", f"{world.hook_url}/live", live_only) + hook(
         "latest", f"{world.hook_url}/latest", "latest_only = true\n"
     )
     ledger = world.open_ledger()
-    await live(ledger, "order-1", metadata={"env": "test"})
-    await live(ledger, "order-2", metadata={"env": "live"})
+    await complete_task(ledger, "order-1", metadata={"env": "test"})
+    await complete_task(ledger, "order-2", metadata={"env": "live"})
     await ledger.close()
     async with serving(world.folder, world.environ, hooks) as service:
         await world.inbox.until(5)
@@ -100,16 +101,16 @@ async def test_when_and_latest_only_send_what_is_wanted(world: World) -> None:
         ]
 
 
-async def test_an_event_that_when_cannot_judge_is_sent(world: World) -> None:
+async def test_an_event_is_sent_when_the_evaluation_of_when_fails(world: World) -> None:
     await world.start(receiver=False)
     by_null = "when = \"contains(data.metadata.env, 'live')\"\n"  # a task without metadata has no env
     async with serving(world.folder, world.environ, hook("web", f"{world.hook_url}/events", by_null)) as service:
-        await live(service.ledger, "order-1")
+        await complete_task(service.ledger, "order-1")
         await world.inbox.until(3)
         assert {event["subject"] for event in world.inbox.events} == {"order-1"}
 
 
-async def test_a_hook_that_fails_and_fails_is_paused_seen_and_resumed(world: World) -> None:
+async def test_a_hook_that_keeps_failing_is_paused_visibly_and_resumed(world: World) -> None:
     from starlette.responses import Response
 
     await world.start(receiver=False)
@@ -117,14 +118,14 @@ async def test_a_hook_that_fails_and_fails_is_paused_seen_and_resumed(world: Wor
     short = "schedule = [" + ", ".join(["0"] * 100) + "]\n"
     async with serving(world.folder, world.environ, hook("web", f"{world.hook_url}/events", short)) as service:
         for n in range(4):
-            await live(service.ledger, f"order-{n}")
-        routes = [one.route(0) for one in service.settings.hooks]
+            await complete_task(service.ledger, f"order-{n}")
+        subscriptions = [one.subscription(0) for one in service.settings.hooks]
 
         async def is_paused() -> bool:
-            return (await service.ledger.hook_states(routes))[0].paused is not None
+            return (await service.ledger.hook_states(subscriptions))[0].paused is not None
 
         await until(is_paused)
-        (state,) = await service.ledger.hook_states(routes)
+        (state,) = await service.ledger.hook_states(subscriptions)
         assert "HTTP 500 broken" in str(state.paused)
         assert service.metrics is not None
         assert b'kling_relay_hook_paused{hook="web"} 1.0' in service.metrics.render({})

@@ -1,4 +1,4 @@
-"""Several vendors on one road: who is sent what, who is believed, who is asked."""
+"""End-to-end tests with several vendors: failover, unknown outcomes, callbacks, event streams."""
 
 import asyncio
 import contextlib
@@ -9,26 +9,26 @@ import httpx
 import pytest
 from msgspec.structs import replace
 
+from submitter.callback_expectation import sends_callbacks
 from submitter.callback_url import KeyRing, callback_url
 from submitter.clock import Clock
 from submitter.errors import IdConflict, InvalidRequest, InvalidSettings, SubmissionUnknown, VendorRefused
-from submitter.learned import calls_back
 from submitter.request import MotionControl
 from submitter.sandbox.faults import Faults
-from submitter.sandbox.oxen import OxenSandbox
-from submitter.schedule import Backoff, Patience
+from submitter.schedule import Backoff, PollPolicy
 from submitter.submit import Submitter
-from submitter.task import Sending, Task, TaskStatus, transition
-from tests.conftest import KEY, World
+from submitter.task import Task, TaskStatus
+from submitter.transition import SendLease, transition
+from tests.world import KEY, World
 
 
 @contextlib.asynccontextmanager
 async def submitter(world: World) -> AsyncIterator[Submitter]:
-    """Another process's submitter, with the settings as they are now."""
+    """Open the submitter of another process, with the current settings."""
     async with Submitter(
         world.settings.common, world.open_ledger(), look_for_s=(0.0, 0.05), sending_lease_s=1.0
-    ) as made:
-        yield made
+    ) as opened:
+        yield opened
 
 
 def created(world: World) -> dict[str, int]:
@@ -39,33 +39,33 @@ def created(world: World) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("kind", ["capacity", "maintenance"])
-async def test_a_full_or_closed_vendor_is_passed_over(world: World, kind: Any) -> None:
+async def test_a_vendor_without_capacity_or_under_maintenance_fails_over(world: World, kind: Any) -> None:
     world.stand_in("novita")
     await world.start()
     world.kling.set_faults(Faults(refuse=kind))
     task = await world.submitter.submit(world.request(vendor="kling,novita", external_task_id="order-1"))
     assert (task.task.vendor, created(world)) == ("novita", {"kling": 0, "novita": 1})
-    assert world.kling.counts["query_v2"] == (3 if kind == "maintenance" else 0)  # a 5xx is looked for before
+    assert world.kling.counts["query_v2"] == (3 if kind == "maintenance" else 0)  # a 5xx needs lookups first
     done = await task.result(timeout=20)
     assert done.status is TaskStatus.SUCCEED
     again = await world.submitter.submit(world.request(vendor="kling,novita", external_task_id="order-1"))
     assert again.task.task_id == done.task_id
-    with pytest.raises(IdConflict, match="another vendor"):
+    with pytest.raises(IdConflict, match="a different vendor"):
         await world.submitter.submit(world.request(vendor="kling", external_task_id="order-1"))
     assert created(world) == {"kling": 0, "novita": 1}
     types = [event["type"] for event in world.inbox.events]
     submitted = world.inbox.events[types.index("task.submitted")]["data"]
     assert submitted["vendor"] == "novita"
-    assert submitted["status_message"].startswith("sent to novita, since it was refused by kling: ")
+    assert submitted["status_message"].startswith("sent to novita because it was refused by kling: ")
 
 
-async def test_when_all_refuse_the_one_that_is_only_full_is_waited_for(world: World) -> None:
+async def test_if_all_vendors_refuse_one_with_a_temporary_refusal_is_retried(world: World) -> None:
     world.stand_in("novita").set_faults(Faults(refuse="balance"))
     world.kling.slots = 0
     await world.start()
     submitting = asyncio.create_task(world.submitter.submit(world.request(vendor="novita,kling,highway")))
     world.stand_in("novita")
-    with pytest.raises(InvalidSettings, match="HIGHWAY_API_KEY"):  # every vendor that is named must be usable
+    with pytest.raises(InvalidSettings, match="HIGHWAY_API_KEY"):  # every named vendor needs credentials
         await submitting
     submitting = asyncio.create_task(world.submitter.submit(world.request(vendor="kling,novita")))
     async with asyncio.timeout(20):
@@ -76,16 +76,16 @@ async def test_when_all_refuse_the_one_that_is_only_full_is_waited_for(world: Wo
     assert (task.task.vendor, created(world)) == ("kling", {"kling": 1, "novita": 0})
 
 
-async def test_a_vendor_that_cannot_be_reached_is_passed_over(world: World) -> None:
+async def test_an_unreachable_vendor_fails_over(world: World) -> None:
     world.stand_in("novita")
     world.environ["KLING_BASE_URL"] = "http://127.0.0.1:9"
     await world.start()
     task = await world.submitter.submit(world.request(vendor="kling,novita"))
     assert task.task.vendor == "novita"
-    assert "unreachable" in task.task.tried[0].reason
+    assert "unreachable" in task.task.refused_by[0].reason
 
 
-async def test_what_another_vendor_would_refuse_as_well_goes_nowhere(world: World) -> None:
+async def test_an_invalid_request_does_not_fail_over(world: World) -> None:
     world.stand_in("novita")
     await world.start()
     request = world.request(vendor="kling,novita", video=f"{world.hook_url}/files/missing.mp4")
@@ -94,7 +94,7 @@ async def test_what_another_vendor_would_refuse_as_well_goes_nowhere(world: Worl
     assert world.sandboxes["novita"].counts["refused_invalid"] == 0
 
 
-async def test_our_own_limit_at_one_vendor_sends_to_the_next(world: World) -> None:
+async def test_the_parallel_limit_of_one_vendor_fails_over(world: World) -> None:
     world.stand_in("novita")
     world.kling.pace_s = 5
     world.hooks += "[vendor.kling]\nparallel = 1\n"
@@ -102,10 +102,10 @@ async def test_our_own_limit_at_one_vendor_sends_to_the_next(world: World) -> No
     first = await world.submitter.submit(world.request(vendor="kling,novita"))
     second = await world.submitter.submit(world.request(vendor="kling,novita"))
     assert (first.task.vendor, second.task.vendor) == ("kling", "novita")
-    assert "our own limit of 1" in second.task.tried[0].reason
+    assert "the configured limit of 1" in second.task.refused_by[0].reason
 
 
-async def test_a_vendor_that_cannot_do_it_is_left_out_and_none_that_can_is_an_error(world: World) -> None:
+async def test_an_unsuitable_vendor_is_left_out_and_no_suitable_vendor_is_an_error(world: World) -> None:
     for vendor in ("novita", "oxen"):
         world.stand_in(vendor)
     await world.start(receiver=False)
@@ -118,10 +118,10 @@ async def test_a_vendor_that_cannot_do_it_is_left_out_and_none_that_can_is_an_er
     with pytest.raises(InvalidRequest, match="vendor"):
         await world.submitter.prepare(replace(request, vendor=" , "))
     with pytest.raises(InvalidRequest, match="one of kling, novita"):
-        await world.submitter.prepare(replace(request, vendor="kling,nobody"))
+        await world.submitter.prepare(replace(request, vendor="kling,unknown"))
 
 
-async def test_the_mode_is_the_vendors_first_unless_it_is_chosen(world: World) -> None:
+async def test_the_default_mode_is_the_vendors_first(world: World) -> None:
     oxen = world.stand_in("oxen")
     await world.start()
     with pytest.raises(InvalidRequest, match="Or use kling or novita or highway or aihubmax"):
@@ -129,12 +129,12 @@ async def test_the_mode_is_the_vendors_first_unless_it_is_chosen(world: World) -
     with pytest.raises(InvalidRequest, match="requires one"):
         await world.submitter.submit(world.request(vendor="oxen", prompt=""))
     await world.submitter.submit(world.request(vendor="oxen"))
-    assert next(iter(oxen.jobs.values())).asked.resolution == "1080p"
+    assert next(iter(oxen.jobs.values())).request.resolution == "1080p"
     await world.submitter.submit(world.request())
-    assert next(iter(world.kling.jobs.values())).asked.resolution == "720p"
+    assert next(iter(world.kling.jobs.values())).request.resolution == "720p"
 
 
-async def test_what_was_refused_everywhere_begins_anew_at_the_first(world: World) -> None:
+async def test_a_request_refused_by_all_vendors_starts_again_at_the_first(world: World) -> None:
     world.stand_in("novita")
     await world.start()
     world.faults(refuse="balance")
@@ -143,7 +143,7 @@ async def test_what_was_refused_everywhere_begins_anew_at_the_first(world: World
         await world.submitter.submit(request)
     ledger = world.open_ledger()
     refused = await ledger.get("order-1")
-    assert (refused.status, refused.refused, [one.vendor for one in refused.tried]) == (
+    assert (refused.status, refused.refused, [one.vendor for one in refused.refused_by]) == (
         TaskStatus.CREATED,
         True,
         ["kling"],
@@ -152,13 +152,11 @@ async def test_what_was_refused_everywhere_begins_anew_at_the_first(world: World
     await ledger.close()
     world.faults()
     task = await world.submitter.submit(request)
-    assert (task.task.vendor, task.task.tried) == ("kling", ())
+    assert (task.task.vendor, task.task.refused_by) == ("kling", ())
     assert (await task.result(timeout=20)).status is TaskStatus.SUCCEED
 
 
-async def test_a_callback_of_the_vendor_that_refused_is_kept_and_not_believed(
-    world: World, client: httpx.AsyncClient
-) -> None:
+async def test_a_callback_of_a_vendor_that_refused_is_quarantined(world: World, client: httpx.AsyncClient) -> None:
     world.stand_in("novita").pace_s = 5
     await world.start()
     world.kling.set_faults(Faults(refuse="balance"))
@@ -170,7 +168,7 @@ async def test_a_callback_of_the_vendor_that_refused_is_kept_and_not_believed(
     assert (await world.submitter.task("order-1")).task.status is TaskStatus.SUBMITTED
 
 
-# -- what nobody knows ----------------------------------------------------------------------------
+# -- unknown outcomes -----------------------------------------------------------------------------
 
 
 def order_1(world: World, vendor: str) -> MotionControl:
@@ -178,20 +176,20 @@ def order_1(world: World, vendor: str) -> MotionControl:
 
 
 async def reserve(world: World, vendor: str, *, begins: bool) -> None:
-    """Leave a row as a submitter does that died: before, or after, it began to send."""
+    """Store the row of a submitter that died before, or (`begins`) after, it started to send."""
     async with submitter(world) as dying:
         prepared = await dying.prepare(order_1(world, vendor))
     ledger = world.open_ledger()
     now_ms = Clock().now_ms() - 60_000
-    patience = world.settings.common.vendors[vendor].patience
-    blank = Task("order-1", vendor, TaskStatus.CREATED, now_ms, now_ms, patience, request=prepared.asked)
-    sent = transition(blank, Sending("the dead", now_ms + 1, begins), now_ms)
+    poll_policy = world.settings.common.vendors[vendor].poll_policy
+    blank = Task("order-1", vendor, TaskStatus.CREATED, now_ms, now_ms, poll_policy, request=prepared.stored_request)
+    sent = transition(blank, SendLease("the dead", now_ms + 1, begins), now_ms)
     assert sent is not None
     await ledger.reserve(sent.task)
     await ledger.close()
 
 
-async def test_a_submitter_that_died_before_it_sent_costs_nothing_and_is_simply_repeated(world: World) -> None:
+async def test_the_task_of_a_submitter_that_died_before_sending_is_sent_again(world: World) -> None:
     world.stand_in("novita")
     await world.start()
     await reserve(world, "novita", begins=False)
@@ -200,23 +198,23 @@ async def test_a_submitter_that_died_before_it_sent_costs_nothing_and_is_simply_
     assert created(world)["novita"] == 1
 
 
-async def test_a_submitter_that_died_while_it_sent_leaves_what_a_person_must_settle(world: World) -> None:
+async def test_the_task_of_a_submitter_that_died_while_sending_is_settled_by_an_operator(world: World) -> None:
     world.stand_in("novita")
     await world.start(receiver=False)
     await reserve(world, "novita", begins=True)
-    with pytest.raises(SubmissionUnknown, match="cannot be asked for a task by your id"):
+    with pytest.raises(SubmissionUnknown, match="cannot be queried by external_task_id"):
         await world.submitter.submit(order_1(world, "novita"))
     with pytest.raises(SubmissionUnknown):
         await world.submitter.retry("order-1")
     assert created(world)["novita"] == 0
-    task = await world.submitter.retry("order-1", surely_absent=True)
+    task = await world.submitter.retry("order-1", absent=True)
     assert task.task.status is TaskStatus.SUBMITTED
     assert created(world)["novita"] == 1
-    with pytest.raises(InvalidRequest, match="nothing is to be adopted"):
+    with pytest.raises(InvalidRequest, match="There is nothing to adopt"):
         await world.submitter.adopt("order-1", "another")
 
 
-async def test_a_callback_settles_what_nobody_knew(world: World) -> None:
+async def test_a_callback_settles_an_unknown_submission(world: World) -> None:
     novita = world.stand_in("novita")
     await world.start()
     world.faults(create_5xx=1)
@@ -228,49 +226,51 @@ async def test_a_callback_settles_what_nobody_knew(world: World) -> None:
     assert [event["type"] for event in world.inbox.events] == ["task.submission_unknown", "task.succeed"]
 
 
-async def test_a_task_that_was_never_sent_is_no_false_alarm_about_money(world: World) -> None:
+async def test_a_task_that_was_never_sent_is_reported_as_not_sent(world: World) -> None:
     world.stand_in("novita")
     await world.start()
     await reserve(world, "novita", begins=False)
     task = await world.submitter.task("order-1")
     await world.inbox.until(1)
     assert world.inbox.events[0]["type"] == "task.submission_unknown"
-    assert "before it was sent" in world.inbox.events[0]["data"]["status_message"]
+    assert "before the request was sent" in world.inbox.events[0]["data"]["status_message"]
     again = await world.submitter.retry("order-1")
     assert (await again.result(timeout=20)).external_task_id == task.external_task_id
 
 
-# -- being told -----------------------------------------------------------------------------------
+# -- callbacks ------------------------------------------------------------------------------------
 
 
-def success(*, told: bool, asked_to: bool = True) -> Task:
-    patience = Patience(Backoff(900, 1.5, 3600), Backoff(10, 1.5, 60), 86400)
-    return Task("a", "novita", TaskStatus.SUCCEED, 0, 0, patience, is_told=asked_to, was_told=told)
+def success(*, heard: bool, expected: bool = True) -> Task:
+    poll_policy = PollPolicy(Backoff(900, 1.5, 3600), Backoff(10, 1.5, 60), 86400)
+    return Task(
+        "a", "novita", TaskStatus.SUCCEED, 0, 0, poll_policy, expects_callback=expected, heard_from_vendor=heard
+    )
 
 
-def test_a_vendor_calls_back_until_results_were_found_by_polls_alone() -> None:
-    assert calls_back([])
-    assert calls_back([success(told=False, asked_to=False)])  # --no-callback is no witness
-    assert not calls_back([success(told=False)])
-    assert calls_back([success(told=False), success(told=True)])
+def test_callbacks_are_expected_until_results_come_only_from_polls() -> None:
+    assert sends_callbacks([])
+    assert sends_callbacks([success(heard=False, expected=False)])  # --no-callback is no evidence
+    assert not sends_callbacks([success(heard=False)])
+    assert sends_callbacks([success(heard=False), success(heard=True)])
 
 
-async def test_a_vendor_that_does_not_call_back_is_asked_sooner_until_it_does(world: World) -> None:
+async def test_a_vendor_that_sends_no_callbacks_is_polled_sooner_until_it_does(world: World) -> None:
     world.stand_in("novita")
     world.environ["KLING_RELAY_POLL_AFTER_S"] = "0.3"
     world.hooks += '[vendor.novita]\ncallbacks = "auto"\n'
     await world.start()
     world.faults(drop=1)
     first = await world.submitter.submit(world.request(vendor="novita"))
-    usual = world.settings.common.vendors["novita"].patience
-    assert first.task.patience == usual
+    default = world.settings.common.vendors["novita"].poll_policy
+    assert first.task.poll_policy == default
     assert (await first.result(timeout=20)).status is TaskStatus.SUCCEED
     world.faults()
     second = await world.submitter.submit(world.request(vendor="novita"))
-    assert second.task.patience.silence == usual.asking
-    assert (await second.result(timeout=20)).was_told
+    assert second.task.poll_policy.while_expected == default.while_unexpected
+    assert (await second.result(timeout=20)).heard_from_vendor
     third = await world.submitter.submit(world.request(vendor="novita"))
-    assert third.task.patience == usual
+    assert third.task.poll_policy == default
 
 
 async def test_callbacks_false_sends_no_url_and_polls(world: World) -> None:
@@ -282,10 +282,10 @@ async def test_callbacks_false_sends_no_url_and_polls(world: World) -> None:
     request = world.request(vendor="novita", video=f"{world.hook_url}/files/dance.mp4")
     done = await (await world.submitter.submit(request)).result(timeout=20)
     assert done.status is TaskStatus.SUCCEED
-    assert next(iter(novita.jobs.values())).asked.callback_url is None
+    assert next(iter(novita.jobs.values())).request.callback_url is None
 
 
-async def test_an_end_without_its_result_is_asked_about_again_and_is_no_failure(world: World) -> None:
+async def test_a_final_status_without_a_result_is_polled_again(world: World) -> None:
     aihubmax = world.stand_in("aihubmax")
     world.environ["KLING_RELAY_POLL_AFTER_S"] = "0.1"
     await world.start()
@@ -304,11 +304,11 @@ async def test_an_end_without_its_result_is_asked_about_again_and_is_no_failure(
     await ledger.close()
 
 
-async def test_a_local_image_for_a_vendor_that_fetches_is_published(world: World) -> None:
+async def test_a_local_image_is_published_for_a_vendor_that_takes_only_urls(world: World) -> None:
     aihubmax = world.stand_in("aihubmax")
     await world.start()
     await world.submitter.submit(world.request(vendor="aihubmax"))
-    asked = next(iter(aihubmax.jobs.values())).asked
+    asked = next(iter(aihubmax.jobs.values())).request
     assert asked.image.startswith(f"{world.receiver_url}/media/")
     del world.environ["KLING_RELAY_MEDIA_STORE"]
     async with submitter(world) as without:
@@ -316,101 +316,11 @@ async def test_a_local_image_for_a_vendor_that_fetches_is_published(world: World
             await without.prepare(world.request(vendor="aihubmax", video=f"{world.hook_url}/files/dance.mp4"))
 
 
-# -- Oxen.ai's stream -----------------------------------------------------------------------------
+# -- Oxen.ai's event stream -----------------------------------------------------------------------
 
 
-async def oxen_world(world: World) -> OxenSandbox:
-    oxen = world.stand_in("oxen")
-    assert isinstance(oxen, OxenSandbox)
-    await world.start()
-    async with asyncio.timeout(10):
-        while oxen.counts["streams"] == 0:
-            await asyncio.sleep(0.01)
-    return oxen
-
-
-async def test_oxens_tasks_end_by_the_stream_without_a_query(world: World) -> None:
-    oxen = await oxen_world(world)
-    tasks = [await world.submitter.submit(world.request(vendor="oxen")) for _ in range(3)]
-    assert {(await task.result(timeout=20)).status for task in tasks} == {TaskStatus.SUCCEED}
-    assert (oxen.counts["queries"], oxen.counts["streams"]) == (0, 1)
-
-
-async def test_an_event_that_overtakes_the_answer_to_create_is_held(world: World) -> None:
-    oxen = await oxen_world(world)
-    world.faults(create_late=1, late_s=0.5)
-    task = await world.submitter.submit(world.request(vendor="oxen"))
-    assert (await task.result(timeout=20)).status is TaskStatus.SUCCEED
-    assert oxen.counts["queries"] == 0
-
-
-async def test_a_stream_that_broke_is_opened_again_and_what_it_missed_is_asked_about(world: World) -> None:
-    oxen = await oxen_world(world)
-    oxen.pace_s = 0.3
-    task = await world.submitter.submit(world.request(vendor="oxen"))
-    for queue in oxen.listening:
-        queue.put_nowait(None)
-    world.faults(drop=1)
-    done = await task.result(timeout=20)
-    assert (done.status, done.was_told) == (TaskStatus.SUCCEED, False)
-    assert oxen.counts["streams"] == 2
-
-
-async def test_an_older_deployment_that_forgets_what_ended_is_heard_by_its_stream(world: World) -> None:
-    oxen = await oxen_world(world)
-    world.faults(forget=1)
-    done = await (await world.submitter.submit(world.request(vendor="oxen"))).result(timeout=20)
-    assert (done.status, oxen.counts["queries"]) == (TaskStatus.SUCCEED, 0)
-
-
-async def test_what_was_forgotten_and_not_heard_is_abandoned_and_says_so(world: World) -> None:
-    world.environ |= {"KLING_RELAY_POLL_AFTER_S": "0.2", "KLING_RELAY_ABANDON_AFTER_S": "1.5"}
-    await oxen_world(world)
-    world.faults(forget=1, drop=1)
-    done = await (await world.submitter.submit(world.request(vendor="oxen"))).result(timeout=20)
-    assert done.status is TaskStatus.ABANDONED
-    assert "oxen does not know it" in done.status_message
-
-
-async def test_what_is_cancelled_is_told_by_nobody_and_found_by_a_poll(world: World) -> None:
-    world.environ["KLING_RELAY_POLL_AFTER_S"] = "0.2"
-    oxen = await oxen_world(world)
-    oxen.pace_s = 5
-    task = await world.submitter.submit(world.request(vendor="oxen"))
-    next(iter(oxen.jobs.values())).status = "cancelled"
-    done = await task.result(timeout=20)
-    assert (done.status, done.status_message) == (TaskStatus.FAILED, "cancelled")
-
-
-async def test_an_event_that_cannot_be_understood_is_kept(world: World) -> None:
-    world.environ["KLING_RELAY_POLL_AFTER_S"] = "0.2"
-    oxen = await oxen_world(world)
-    world.faults(no_url=1)
-    task = await world.submitter.submit(world.request(vendor="oxen"))
-    ledger = world.open_ledger()
-    async with asyncio.timeout(20):
-        while not (kept := [one for one in await ledger.quarantined(9) if "media_generation_completed" in one.reason]):
-            await ledger.changed(ledger.mark(), 0.1)
-    assert kept[0].vendor == "oxen"
-    next(iter(oxen.jobs.values())).has_url = True
-    assert (await task.result(timeout=20)).status is TaskStatus.SUCCEED
-    await ledger.close()
-
-
-async def test_oxen_needs_no_public_url(world: World) -> None:
-    oxen = world.stand_in("oxen")
-    await world.start(receiver=False)
-    for name in ("KLING_RELAY_PUBLIC_URL", "KLING_RELAY_MEDIA_STORE"):
-        del world.environ[name]
-    files = f"{world.hook_url}/files"
-    async with submitter(world) as without:
-        request = world.request(vendor="oxen", image=f"{files}/girl.png", video=f"{files}/dance.mp4")
-        assert (await without.submit(request)).task.vendor == "oxen"
-    assert oxen.counts["created"] == 1
-
-
-def test_a_vendor_that_calls_nobody_back_cannot_be_told_to(world: World) -> None:
+def test_callbacks_cannot_be_enabled_for_a_vendor_that_sends_none(world: World) -> None:
     (world.folder / "relay.toml").write_text('[vendor.oxen]\ncallbacks = true\n[vendor.novita]\ncallbacks = "maybe"\n')
-    with pytest.raises(InvalidSettings, match="oxen calls nobody back") as wrong:
+    with pytest.raises(InvalidSettings, match="oxen sends no callbacks") as wrong:
         _ = world.settings
     assert "'maybe' (one of true, false, auto)" in str(wrong.value)

@@ -1,4 +1,4 @@
-"""The receiver, over real HTTP: what is believed, what is kept, what is refused."""
+"""The receiver's endpoints over real HTTP: callbacks, tick, health checks, published media, AsyncAPI."""
 
 import asyncio
 import base64
@@ -14,24 +14,26 @@ import yaml
 from msgspec.structs import replace
 
 from receiver.app import create_app
-from receiver.callback import Door, Verify
-from receiver.hooks import EVENTS
+from receiver.hook import EVENTS
 from receiver.signature import read_secret
+from receiver.verification import VendorCheck, Verifier
 from submitter.callback_url import KeyRing, callback_url
 from submitter.clock import Clock
 from submitter.event import cloud_event
-from submitter.ledger.sqlite import SqliteLedger
+from submitter.ledger.sqlite.ledger import SqliteLedger
 from submitter.sandbox.server import free_socket, listening
 from submitter.task import Charge, Task, TaskStatus, Video
-from submitter.vendors.kling import PATIENCE, ApiKey, KlingV2
-from tests.conftest import DESCRIBED, KEY, WEBHOOK_SECRET
+from submitter.vendors.kling.credentials import ApiKey
+from submitter.vendors.kling.protocol import POLL_POLICY
+from submitter.vendors.kling.v2 import KlingV2
+from tests.world import DESCRIBED, KEY, WEBHOOK_SECRET
 
 RING = KeyRing.read(f"test:{KEY}")
-VERIFY = Verify(RING, {"kling": Door(KlingV2(ApiKey("")), (read_secret("t", WEBHOOK_SECRET),))})
+VERIFY = Verifier(RING, {"kling": VendorCheck(KlingV2(ApiKey("")), (read_secret("t", WEBHOOK_SECRET),))})
 
 
 class Receiver:
-    """A receiver on loopback with one submitted task, `order-1`, the vendor's 893."""
+    """A receiver on loopback with one submitted task: `order-1`, with the vendor's task_id 893."""
 
     def __init__(self, ledger: SqliteLedger, client: httpx.AsyncClient, url: str) -> None:
         self.ledger = ledger
@@ -61,7 +63,7 @@ def sign(content: bytes) -> dict[str, str]:
 @pytest.fixture
 async def receiver(ledger: SqliteLedger, client: httpx.AsyncClient) -> AsyncIterator[Receiver]:
     now_ms = Clock().now_ms()
-    task = Task("order-1", "kling", TaskStatus.SUBMITTED, now_ms, now_ms, PATIENCE, task_id="893", sequence=1)
+    task = Task("order-1", "kling", TaskStatus.SUBMITTED, now_ms, now_ms, POLL_POLICY, task_id="893", sequence=1)
     await ledger.reserve(task)
     bound, url = free_socket()
     async with listening(create_app(ledger, VERIFY, read_timeout_s=0.3, tick_token="t" * 16), bound):
@@ -91,15 +93,15 @@ async def test_repeated_late_and_reordered_reports_change_nothing_and_get_200(re
     assert len(await receiver.ledger.events("order-1")) == 1
 
 
-async def test_both_generations_are_accepted_at_one_url(receiver: Receiver) -> None:
+async def test_callbacks_of_both_kling_api_generations_are_accepted_at_one_url(receiver: Receiver) -> None:
     old = {"task_id": "893", "task_status": "processing", "task_info": {"external_task_id": "order-1"}}
     assert result(await receiver.post(old)) == (200, "applied")
     assert result(await receiver.post(SUCCEEDED)) == (200, "applied")
 
 
-async def test_a_forged_url_touches_no_store(receiver: Receiver) -> None:
+async def test_a_forged_url_is_404_and_touches_no_store(receiver: Receiver) -> None:
     good = receiver.callback_url()
-    await receiver.ledger.close()  # whoever touches it is answered 503
+    await receiver.ledger.close()  # any access to it would be a 503
     for url in (
         good[:-1] + ("A" if good[-1] != "A" else "B"),
         good.replace("order-1", "order-2"),
@@ -120,7 +122,7 @@ async def test_an_expired_url_is_403(receiver: Receiver) -> None:
     assert (await receiver.post(PROCESSING, receiver.callback_url(now_s=0))).status_code == 403
 
 
-async def test_with_a_secret_an_unsigned_or_wrongly_signed_body_is_401(receiver: Receiver) -> None:
+async def test_an_unsigned_or_wrongly_signed_body_is_401_when_a_secret_is_set(receiver: Receiver) -> None:
     assert (await receiver.post(PROCESSING, signed=False)).status_code == 401
     answer = await receiver.client.post(
         receiver.callback_url(), content=msgspec.json.encode(SUCCEEDED), headers=sign(b"{}")
@@ -130,21 +132,21 @@ async def test_with_a_secret_an_unsigned_or_wrongly_signed_body_is_401(receiver:
     assert await receiver.ledger.quarantined(9) == []
 
 
-async def test_a_body_about_another_task_is_not_believed(receiver: Receiver) -> None:
+async def test_a_body_about_another_task_is_refused_or_quarantined(receiver: Receiver) -> None:
     assert (await receiver.post(SUCCEEDED | {"external_id": "order-2"})).status_code == 404
     assert result(await receiver.post({k: v for k, v in SUCCEEDED.items() if k != "external_id"} | {"id": "999"})) == (
         200,
         "quarantined",
     )
     assert await receiver.status() is TaskStatus.SUBMITTED
-    assert (await receiver.ledger.get("order-1")).doubted
+    assert (await receiver.ledger.get("order-1")).unconfirmed
 
 
 @pytest.mark.parametrize(
     "body",
     [b"", b"{", b"\xff", b"[]", b"null", b'{"id":"893","status":"unheard_of"}', b'{"status":"succeeded"}', b"[" * 5000],
 )
-async def test_what_cannot_be_understood_is_kept_asked_about_and_answered_2xx(receiver: Receiver, body: bytes) -> None:
+async def test_an_unparsable_body_is_quarantined_polled_and_answered_2xx(receiver: Receiver, body: bytes) -> None:
     assert result(await receiver.post(body)) == (200, "quarantined")
     (kept,) = await receiver.ledger.quarantined(9)
     assert kept.body == body
@@ -153,7 +155,7 @@ async def test_what_cannot_be_understood_is_kept_asked_about_and_answered_2xx(re
     assert [task.external_task_id for task in due.items] == ["order-1"]
 
 
-async def test_a_callback_url_that_comes_back_is_hidden_before_it_is_stored(receiver: Receiver) -> None:
+async def test_a_callback_url_in_a_body_is_redacted_before_it_is_stored(receiver: Receiver) -> None:
     url = receiver.callback_url()
     assert result(await receiver.post({"id": "893", "status": "new", "callback_url": url})) == (200, "quarantined")
     (kept,) = await receiver.ledger.quarantined(9)
@@ -163,20 +165,20 @@ async def test_a_callback_url_that_comes_back_is_hidden_before_it_is_stored(rece
     assert (await receiver.ledger.get("order-1")).status_message.endswith("/callbacks/kling/order-1/[hidden]")
 
 
-async def test_klings_console_test_gets_200_and_leaves_no_row(receiver: Receiver) -> None:
+async def test_klings_console_test_gets_200_and_stores_nothing(receiver: Receiver) -> None:
     test = {"id": "1", "status": "submitted", "outputs": [], "message": "", "create_time": 1, "update_time": 1}
     assert result(await receiver.post(test, receiver.callback_url("console"))) == (200, "test")
     assert await receiver.ledger.quarantined(9) == []
 
 
-async def test_a_report_for_a_task_that_this_ledger_lost_is_kept(receiver: Receiver) -> None:
+async def test_a_report_for_a_task_that_is_not_in_the_ledger_is_quarantined(receiver: Receiver) -> None:
     lost = SUCCEEDED | {"external_id": "lost"}
     assert result(await receiver.post(lost, receiver.callback_url("lost"))) == (200, "quarantined")
     (kept,) = await receiver.ledger.quarantined(9)
     assert kept.external_task_id == "lost"
 
 
-async def test_a_long_body_is_413_whether_it_says_so_or_not(receiver: Receiver) -> None:
+async def test_a_body_over_the_limit_is_413_with_and_without_content_length(receiver: Receiver) -> None:
     long = b"x" * (64 * 1024 + 1)
     assert (await receiver.post(long)).status_code == 413
 
@@ -199,12 +201,12 @@ async def test_a_slow_body_is_408(receiver: Receiver) -> None:
     await writer.wait_closed()
 
 
-async def test_other_methods_and_paths_are_problems(receiver: Receiver) -> None:
+async def test_a_wrong_method_is_405_and_an_unknown_path_404(receiver: Receiver) -> None:
     assert (await receiver.client.get(receiver.callback_url())).status_code == 405
     assert (await receiver.client.get(f"{receiver.url}/nowhere")).status_code == 404
 
 
-async def test_health_says_whether_the_ledger_answers(receiver: Receiver) -> None:
+async def test_readyz_is_503_and_healthz_200_while_the_ledger_is_unavailable(receiver: Receiver) -> None:
     assert (await receiver.client.get(f"{receiver.url}/healthz")).json() == {"status": "ok"}
     assert (await receiver.client.get(f"{receiver.url}/readyz")).status_code == 200
     await receiver.ledger.close()
@@ -214,11 +216,11 @@ async def test_health_says_whether_the_ledger_answers(receiver: Receiver) -> Non
     assert "relay.db" not in unready.text
 
 
-async def test_tick_needs_its_token(receiver: Receiver) -> None:
-    assert (await receiver.client.post(f"{receiver.url}/tick")).status_code == 404  # nothing to tick was passed in
+async def test_tick_is_404_without_a_tick_function(receiver: Receiver) -> None:
+    assert (await receiver.client.post(f"{receiver.url}/tick")).status_code == 404
 
 
-async def test_tick_does_bounded_work(ledger: SqliteLedger, client: httpx.AsyncClient) -> None:
+async def test_tick_requires_its_token_and_a_valid_budget(ledger: SqliteLedger, client: httpx.AsyncClient) -> None:
     budgets = []
 
     async def tick(budget_s: float) -> dict[str, int]:
@@ -242,7 +244,7 @@ async def test_tick_does_bounded_work(ledger: SqliteLedger, client: httpx.AsyncC
 async def test_published_media_have_unguessable_urls(
     ledger: SqliteLedger, client: httpx.AsyncClient, tmp_path: Any
 ) -> None:
-    from submitter.media_store import DirectoryStore
+    from submitter.media.store import DirectoryStore
 
     source = tmp_path / "dance.mp4"
     source.write_bytes(b"video")
@@ -256,20 +258,20 @@ async def test_published_media_have_unguessable_urls(
             assert (await client.get(wrong)).status_code == 404
 
 
-async def test_the_events_are_described_for_machines(receiver: Receiver) -> None:
+async def test_the_asyncapi_document_lists_every_event_type_and_status(receiver: Receiver) -> None:
     answer = await receiver.client.get(f"{receiver.url}/asyncapi.yaml")
     assert (answer.status_code, answer.headers["content-type"]) == (200, "application/yaml")
-    described = yaml.safe_load(answer.text)
-    assert described["asyncapi"] == "3.0.0"
-    types = described["components"]["schemas"]["event"]["properties"]["type"]["enum"]
+    document = yaml.safe_load(answer.text)
+    assert document["asyncapi"] == "3.0.0"
+    types = document["components"]["schemas"]["event"]["properties"]["type"]["enum"]
     assert set(types) == {*EVENTS, "task.test"}
-    assert {message["name"] for message in described["components"]["messages"].values()} == set(types)
-    statuses = described["components"]["schemas"]["task"]["properties"]["status"]["enum"]
+    assert {message["name"] for message in document["components"]["messages"].values()} == set(types)
+    statuses = document["components"]["schemas"]["task"]["properties"]["status"]["enum"]
     assert set(statuses) == {status.value for status in TaskStatus}
 
 
-def test_an_event_that_is_not_as_described_is_noticed() -> None:
-    task = Task("order-1", "kling", TaskStatus.SUCCEED, 1000, 1000, PATIENCE, task_id="893", sequence=3)
+def test_the_asyncapi_schema_rejects_events_that_do_not_match_it() -> None:
+    task = Task("order-1", "kling", TaskStatus.SUCCEED, 1000, 1000, POLL_POLICY, task_id="893", sequence=3)
     video = Video("https://c/1.mp4", duration=5.0, expires_at_ms=2000)
     task = replace(task, videos=(video,), cost=(Charge("unit", "4.5"),), metadata={"order": "42"})
     good = msgspec.json.decode(cloud_event(id="evt_1", type="task.succeed", task=task, time_ms=1000))

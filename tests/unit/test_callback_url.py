@@ -1,4 +1,4 @@
-"""Callback URLs: unguessable, for one task, until they expire, through rotations."""
+"""Callback URLs: signed, bound to one task, expiring, valid across key rotation."""
 
 import base64
 import hashlib
@@ -21,7 +21,7 @@ def token_of(url: str) -> str:
     return url.rpartition("/")[2]
 
 
-def test_a_url_is_good_for_its_task_until_it_expires() -> None:
+def test_a_url_is_valid_for_its_task_until_it_expires() -> None:
     url = callback_url("https://relay.example.com/", RING, "kling", "order.1~a", NOW)
     assert url.startswith("https://relay.example.com/callbacks/kling/order.1~a/new.")
     check(RING, "kling", "order.1~a", token_of(url), NOW + URL_LIVES_S)
@@ -32,7 +32,7 @@ def test_a_url_is_good_for_its_task_until_it_expires() -> None:
             check(RING, vendor, id, token_of(url), NOW)
 
 
-def test_a_rotated_key_verifies_until_it_is_taken_away() -> None:
+def test_a_rotated_key_verifies_until_it_is_removed() -> None:
     token = mint(KeyRing((OLD,)), "kling", "a", NOW + 10)
     check(RING, "kling", "a", token, NOW)
     with pytest.raises(UrlUnknown):
@@ -40,13 +40,13 @@ def test_a_rotated_key_verifies_until_it_is_taken_away() -> None:
 
 
 @given(st.text(max_size=80), st.text(max_size=10), st.text(max_size=10))
-def test_whatever_the_token_only_our_error_comes_out(token: str, vendor: str, id: str) -> None:
+def test_any_forged_token_raises_url_unknown(token: str, vendor: str, id: str) -> None:
     with pytest.raises(UrlUnknown):
         check(RING, vendor, id, token, NOW)
 
 
 @given(st.integers(0, 60), st.sampled_from("ABCxyz019._-"))
-def test_no_character_of_a_token_can_be_changed(position: int, character: str) -> None:
+def test_a_token_with_one_changed_character_is_rejected(position: int, character: str) -> None:
     token = mint(RING, "kling", "a", NOW + 10)
     changed = token[: position % len(token)] + character + token[position % len(token) + 1 :]
     if changed != token:
@@ -55,18 +55,18 @@ def test_no_character_of_a_token_can_be_changed(position: int, character: str) -
 
 
 @given(st.binary(min_size=1, max_size=200), st.binary(max_size=300))
-def test_our_hmac_is_the_standard_librarys(key: bytes, message: bytes) -> None:
+def test_the_hmac_agrees_with_the_standard_library(key: bytes, message: bytes) -> None:
     assert hmac_sha256(key, message) == hmac.digest(key, message, hashlib.sha256)
 
 
-def test_a_token_is_hidden_wherever_its_url_turns_up() -> None:
+def test_redact_hides_the_token_of_every_callback_url() -> None:
     url = callback_url("https://relay.example.com", RING, "kling", "a", NOW)
     hidden = redact(f'{{"webhook":{{"url":"{url}"}}}} and {url} again')
     assert token_of(url) not in hidden
     assert hidden.count("/callbacks/kling/a/[hidden]") == 2
 
 
-def test_a_key_ring_is_read_and_its_secrets_are_shown_nowhere() -> None:
+def test_a_key_ring_is_parsed_and_never_shows_its_secrets() -> None:
     text = ",".join(f"{key.id}:{base64.b64encode(key.secret).decode()}" for key in (NEW, OLD))
     ring = KeyRing.read(text)
     assert ring == RING

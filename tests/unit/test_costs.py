@@ -1,19 +1,19 @@
-"""Totals of what tasks cost: exact, and silent about what nobody stated."""
+"""Cost totals: exact decimals; tasks without a reported cost are listed separately."""
 
 from submitter.costs import Total, totals
-from submitter.schedule import Backoff, Patience
+from submitter.schedule import Backoff, PollPolicy
 from submitter.task import Charge, Task, TaskStatus
 
-PATIENCE = Patience(Backoff(900, 1.5, 3600), Backoff(10, 1.5, 60), 86400)
+POLL_POLICY = PollPolicy(Backoff(900, 1.5, 3600), Backoff(10, 1.5, 60), 86400)
 DAY = 86_400_000
 MONDAY = 1_781_049_600_000  # 2026-06-10T00:00:00Z
 
 
 def task(vendor: str, at_ms: int, *cost: Charge, status: TaskStatus = TaskStatus.SUCCEED) -> Task:
-    return Task("a", vendor, status, at_ms, at_ms, PATIENCE, cost=cost)
+    return Task("a", vendor, status, at_ms, at_ms, POLL_POLICY, cost=cost)
 
 
-def test_totals_are_decimal_by_day_vendor_and_unit_the_newest_day_first() -> None:
+def test_totals_are_exact_by_day_vendor_and_unit_newest_day_first() -> None:
     found = totals(
         [
             task("kling", MONDAY, Charge("unit", "0.1")),

@@ -1,4 +1,4 @@
-"""Which addresses may be reached."""
+"""The SSRF guard: private addresses are refused, connections are pinned to the checked address."""
 
 import socket
 from typing import Any
@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from submitter.egress import AddressForbidden, GuardedTransport, is_public
-from tests.conftest import World
+from tests.world import World
 
 
 @pytest.mark.parametrize(
@@ -19,12 +19,12 @@ from tests.conftest import World
         "2001:db8::1", "64:ff9b:1::1",
     ],
 )  # fmt: skip
-def test_private_addresses_are_not_public_in_whatever_form(address: str) -> None:
+def test_private_addresses_are_not_public_in_any_form(address: str) -> None:
     assert not is_public(address)
 
 
 @pytest.mark.parametrize("address", ["1.1.1.1", "8.8.8.8", "2606:4700::1111", "::ffff:1.1.1.1", "64:ff9b::101:101"])
-def test_public_addresses_are(address: str) -> None:
+def test_public_addresses_are_public(address: str) -> None:
     assert is_public(address)
 
 
@@ -37,7 +37,7 @@ async def get(url: str, allow: set[str], resolved: list[str]) -> httpx.Response:
         return await client.request("HEAD", url)
 
 
-async def test_a_name_that_leads_inside_is_refused_and_the_remedy_named(world: World) -> None:
+async def test_a_name_that_resolves_to_a_private_address_is_refused_with_a_remedy(world: World) -> None:
     await world.start(receiver=False)
     port = world.hook_url.rpartition(":")[2]
     with pytest.raises(AddressForbidden, match="KLING_RELAY_ALLOW_HOSTS"):
@@ -51,21 +51,19 @@ async def test_a_name_that_leads_inside_is_refused_and_the_remedy_named(world: W
     assert answer.status_code == 204
 
 
-async def test_the_connection_goes_to_the_address_that_was_checked(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The name is never resolved a second time, and still stands in the Host header."""
+async def test_the_connection_is_pinned_to_the_checked_address(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The name is not resolved again, and it is still sent in the Host header."""
     await world.start(receiver=False)
     port = world.hook_url.rpartition(":")[2]
     monkeypatch.setattr("submitter.egress.is_public", lambda address: address == "127.0.0.1")
-    resolve, asked = socket.getaddrinfo, []
+    resolve, resolved = socket.getaddrinfo, []
 
     def watch(host: Any, *rest: Any, **more: Any) -> Any:
-        asked.append(host)
+        resolved.append(host)
         return resolve(host, *rest, **more)
 
     monkeypatch.setattr(socket, "getaddrinfo", watch)
     answer = await get(f"http://rebinding.example.com:{port}/", set(), ["10.0.0.1", "127.0.0.1"])
     assert answer.status_code == 204
     assert world.inbox.requests[0][0]["host"] == f"rebinding.example.com:{port}"
-    assert "rebinding.example.com" not in asked
+    assert "rebinding.example.com" not in resolved

@@ -1,4 +1,4 @@
-"""What infra/ says of the program is so: its settings, its routes, its table, its pins."""
+"""infra/ matches the program: settings, routes, DynamoDB table, image versions."""
 
 import re
 from pathlib import Path
@@ -8,9 +8,9 @@ import pytest
 import yaml
 from cfnlint.decode import cfn_yaml
 
-from submitter.installed import vendors
-from submitter.ledger.dynamodb_items import table_of
+from submitter.ledger.dynamodb.items import table_of
 from submitter.settings import COMMON, RECEIVER
+from submitter.vendors.registry import vendors
 
 INFRA = Path(__file__).parents[2] / "infra"
 FILES = [path for path in INFRA.rglob("*") if path.is_file() and "build" not in path.parts and path.suffix != ".txt"]
@@ -18,12 +18,12 @@ ROUTES = {"/healthz", "/readyz", "/metrics", "/tick", "/events", "/callbacks", "
 
 
 def template() -> Any:
-    """Return the CloudFormation template, as its linter reads it."""
+    """Return the CloudFormation template, as cfn-lint parses it."""
     return cfn_yaml.load(str(INFRA / "aws" / "template.yaml"))
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(INFRA)))
-def test_every_setting_that_is_named_exists(path: Path) -> None:
+def test_every_setting_in_infra_exists(path: Path) -> None:
     known = {f"KLING_RELAY_{name.upper()}" for name in (*COMMON, *RECEIVER)} | {"KLING_RELAY_CONFIG"}
     text = path.read_text()
     assert set(re.findall(r"KLING_RELAY_[A-Z_]+[A-Z]", text)) <= known
@@ -33,19 +33,19 @@ def test_every_setting_that_is_named_exists(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(INFRA)))
-def test_every_route_that_is_named_exists(path: Path) -> None:
+def test_every_route_in_infra_exists(path: Path) -> None:
     assert set(re.findall(r"path: ['\"]?(/[a-z]+)\b", path.read_text())) <= ROUTES
 
 
-def test_the_template_s_table_is_the_one_that_the_ledger_makes() -> None:
+def test_the_templates_table_equals_the_one_that_the_ledger_creates() -> None:
     table = template()["Resources"]["Table"]["Properties"]
-    made = table_of("relay")
+    created = table_of("relay")
     for name in ("BillingMode", "AttributeDefinitions", "KeySchema", "GlobalSecondaryIndexes"):
-        assert table[name] == made[name]
+        assert table[name] == created[name]
     assert table["TimeToLiveSpecification"] == {"AttributeName": "ttl", "Enabled": True}
 
 
-def test_the_function_behind_the_public_url_has_no_vendor_s_key() -> None:
+def test_the_function_behind_the_public_url_has_no_vendor_api_key() -> None:
     resources = template()["Resources"]
     receiver = resources["Receiver"]["Properties"]
     assert receiver["FunctionUrlConfig"] == {"AuthType": "NONE"}
@@ -55,7 +55,7 @@ def test_the_function_behind_the_public_url_has_no_vendor_s_key() -> None:
         assert "FunctionUrlConfig" not in resources[name]["Properties"]
 
 
-def test_all_yaml_can_be_read_and_what_runs_is_not_root() -> None:
+def test_all_yaml_parses_and_the_image_is_pinned_and_does_not_run_as_root() -> None:
     for path in INFRA.rglob("*.yaml"):
         assert path.name == "template.yaml" or list(yaml.safe_load_all(path.read_text()))
     assert "\nUSER 10001:10001\n" in (INFRA / "Dockerfile").read_text()

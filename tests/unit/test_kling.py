@@ -1,4 +1,4 @@
-"""Kling's wire formats: every vector, the requests that we send, and whatever else may arrive."""
+"""Kling's wire formats v1 and v2: requests, queries, credentials."""
 
 import base64
 import hmac
@@ -10,16 +10,20 @@ import pytest
 
 from submitter.errors import InvalidSettings
 from submitter.request import MotionControl
-from submitter.schedule import Backoff, Patience
+from submitter.schedule import Backoff, PollPolicy
 from submitter.task import Task, TaskStatus
-from submitter.vendors.base import HttpAnswer, Job
-from submitter.vendors.kling import BASE_URL, ApiKey, KeyPair, KlingV1, KlingV2, configure
+from submitter.vendors.base import CreateRequest, HttpAnswer
+from submitter.vendors.kling import configure
+from submitter.vendors.kling.credentials import ApiKey, KeyPair
+from submitter.vendors.kling.protocol import BASE_URL
+from submitter.vendors.kling.v1 import KlingV1
+from submitter.vendors.kling.v2 import KlingV2
 
 NOW_S = 1781080794.0
 V2 = KlingV2(ApiKey("key"))
 V1 = KlingV1(KeyPair("access", "secret"))
-PATIENCE = Patience(Backoff(900, 1.5, 3600), Backoff(10, 1.5, 60), 86400)
-JOB = Job(
+POLL_POLICY = PollPolicy(Backoff(900, 1.5, 3600), Backoff(10, 1.5, 60), 86400)
+CREATE_REQUEST = CreateRequest(
     MotionControl(
         image="girl.png", video="v", character_orientation="video", mode="pro", prompt="on a beach",
         keep_original_sound=False, element_id="829836802793406551", watermark=True,
@@ -29,15 +33,15 @@ JOB = Job(
 
 
 def task(id: str, task_id: str | None = None) -> Task:
-    return Task(id, "kling", TaskStatus.SUBMITTED, 0, 0, PATIENCE, task_id=task_id)
+    return Task(id, "kling", TaskStatus.SUBMITTED, 0, 0, POLL_POLICY, task_id=task_id)
 
 
 def answer(body: Any, status: int = 200) -> HttpAnswer:
     return HttpAnswer(status, {}, body.encode() if isinstance(body, str) else msgspec.json.encode(body))
 
 
-def test_a_v2_create_is_as_documented() -> None:
-    request = V2.create(JOB, NOW_S)
+def test_the_v2_create_request_is_as_documented() -> None:
+    request = V2.create(CREATE_REQUEST, NOW_S)
     assert (request.method, request.url) == ("POST", f"{BASE_URL}/motion-control/kling-3.0")
     assert request.headers["authorization"] == "Bearer key"
     assert json.loads(request.body) == {
@@ -56,8 +60,8 @@ def test_a_v2_create_is_as_documented() -> None:
     }
 
 
-def test_a_v1_create_is_as_documented() -> None:
-    request = V1.create(JOB, NOW_S)
+def test_the_v1_create_request_is_as_documented() -> None:
+    request = V1.create(CREATE_REQUEST, NOW_S)
     assert (request.method, request.url) == ("POST", f"{BASE_URL}/v1/videos/motion-control")
     assert b'"element_id":829836802793406551' in request.body  # a 64-bit number, not a float and not a string
     assert json.loads(request.body) == {
@@ -75,8 +79,8 @@ def test_a_v1_create_is_as_documented() -> None:
     }
 
 
-def test_a_key_pair_is_a_jwt() -> None:
-    token = V1.create(JOB, NOW_S).headers["authorization"].removeprefix("Bearer ")
+def test_a_key_pair_signs_a_jwt() -> None:
+    token = V1.create(CREATE_REQUEST, NOW_S).headers["authorization"].removeprefix("Bearer ")
     head, claims, signature = token.split(".")
 
     def part(text: str) -> bytes:
@@ -87,14 +91,14 @@ def test_a_key_pair_is_a_jwt() -> None:
     assert part(signature) == hmac.digest(b"secret", f"{head}.{claims}".encode(), "sha256")
 
 
-def test_v2_asks_in_batches_of_twenty_and_never_mixes_ids() -> None:
+def test_v2_queries_have_at_most_twenty_ids_of_one_kind() -> None:
     tasks = [task(f"order-{i}", str(i)) for i in range(41)] + [task("unanswered")]
     urls = [query.request.url for query in V2.queries(tasks, NOW_S)]
     assert [url.count(",") + 1 for url in urls] == [20, 20, 1, 1]
     assert urls[-1].endswith("/tasks?external_task_ids=unanswered")
 
 
-def test_v2_answers_are_matched_by_id_and_never_by_place() -> None:
+def test_v2_answers_are_matched_by_id_not_by_position() -> None:
     (query,) = V2.queries([task("a", "1"), task("b", "2"), task("c", "3"), task("d", "4")], NOW_S)
     rows = [
         {"id": "9", "status": "failed"},
@@ -109,7 +113,7 @@ def test_v2_answers_are_matched_by_id_and_never_by_place() -> None:
     assert list(findings.unreadable) == ["d"]
 
 
-def test_v1_asks_about_one_by_its_id_and_about_many_by_pages() -> None:
+def test_v1_queries_one_task_by_id_and_several_by_pages() -> None:
     (one,) = V1.queries([task("order-1")], NOW_S)
     assert one.request.url.endswith("/v1/videos/motion-control/order-1")
     unknown = V1.read_query(one, answer({"code": 1201, "message": "Task not found"}, 400), NOW_S)
@@ -134,23 +138,23 @@ def test_v1_asks_about_one_by_its_id_and_about_many_by_pages() -> None:
         ({}, "NoneType"),
     ],
 )
-def test_the_credentials_choose_the_generation(given_settings: dict[str, str], kind: str) -> None:
+def test_the_credentials_select_the_api_version(given_settings: dict[str, str], kind: str) -> None:
     assert type(configure(given_settings)).__name__ == kind
 
 
 @pytest.mark.parametrize(
-    ("given_settings", "says"),
+    ("given_settings", "message"),
     [
         ({"access_key": "a"}, "KLING_SECRET_KEY"),
         ({"access_key": "a", "secret_key": "s", "api": "v2"}, "v2 takes API keys only"),
         ({"api_key": "k", "base_url": "ftp://x"}, "KLING_BASE_URL"),
     ],
 )
-def test_credentials_that_cannot_work_are_an_error(given_settings: dict[str, str], says: str) -> None:
-    with pytest.raises(InvalidSettings, match=says):
+def test_invalid_credentials_are_an_error(given_settings: dict[str, str], message: str) -> None:
+    with pytest.raises(InvalidSettings, match=message):
         configure(given_settings)
 
 
-def test_credentials_are_in_no_repr() -> None:
+def test_credentials_never_appear_in_repr() -> None:
     assert "key" not in repr(V2.credentials).replace("ApiKey", "")
-    assert "Bearer" not in repr(V2.create(JOB, NOW_S))
+    assert "Bearer" not in repr(V2.create(CREATE_REQUEST, NOW_S))

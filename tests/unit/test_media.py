@@ -1,4 +1,4 @@
-"""Preflight reads media as FFmpeg and Pillow do, from a few of their bytes."""
+"""Preflight of media: the probe agrees with FFmpeg and Pillow and reads few bytes; limits are checked."""
 
 import io
 from pathlib import Path
@@ -13,12 +13,13 @@ from PIL import Image
 
 from submitter.egress import guarded_client
 from submitter.errors import Problem
-from submitter.isobmff import Unreadable, read_movie, sniff
-from submitter.media import Medium, open_medium, probe
+from submitter.media.isobmff import Unreadable, read_movie, sniff
+from submitter.media.probe import Medium, open_medium, probe
 from submitter.request import MediaFacts, MotionControl, check_media, check_request
 from submitter.sandbox.media import make_video
-from submitter.vendors.kling import LIMITS_V1, LIMITS_V2
-from tests.conftest import World
+from submitter.vendors.kling.v1 import LIMITS as LIMITS_V1
+from submitter.vendors.kling.v2 import LIMITS as LIMITS_V2
+from tests.world import World
 
 
 def read(data: bytes) -> MediaFacts:
@@ -33,7 +34,7 @@ def read(data: bytes) -> MediaFacts:
 
 
 def remux(data: bytes, folder: Path, name: str, *, format: str = "mp4", **options: str) -> bytes:
-    """Write the same frames into another container, by FFmpeg."""
+    """Copy the same frames into another container with FFmpeg."""
     path = folder / name
     with av.open(io.BytesIO(data), "r") as source, av.open(str(path), "w", format=format, options=options) as target:
         streams = {stream.index: target.add_stream_from_template(stream) for stream in source.streams}
@@ -59,14 +60,14 @@ VIDEO = make_video(4, 480, 360)
         ("mp4", {"movflags": "frag_every_frame+empty_moov+omit_tfhd_offset"}),
     ],
 )
-def test_size_and_duration_are_ffmpegs(tmp_path: Path, format: str, options: dict[str, str]) -> None:
+def test_size_and_duration_agree_with_ffmpeg(tmp_path: Path, format: str, options: dict[str, str]) -> None:
     data = remux(VIDEO, tmp_path, "a.bin", format=format, **options)
     facts = read(data)
     assert (facts.format, facts.width, facts.height) == (format, 480, 360)
     assert facts.duration_s == pytest.approx(4.0, abs=0.1)
 
 
-def test_a_phones_rotation_is_applied() -> None:
+def test_the_rotation_of_a_phone_video_is_applied() -> None:
     data = bytearray(VIDEO)
     at = data.index(b"tkhd", data.index(b"moov")) + 4 + 40
     one = 1 << 16
@@ -79,13 +80,13 @@ def test_a_phones_rotation_is_applied() -> None:
 
 
 @pytest.mark.parametrize("keep", [0, 7, 40, 1000, len(VIDEO) // 2, len(VIDEO) - 10])
-def test_a_file_that_was_cut_off_is_unreadable(keep: int) -> None:
+def test_a_truncated_file_is_unreadable(keep: int) -> None:
     with pytest.raises(Unreadable):
         read(VIDEO[:keep])
 
 
 @given(st.data())
-def test_whatever_the_bytes_a_value_or_unreadable(data: st.DataObject) -> None:
+def test_any_damaged_file_is_parsed_or_unreadable(data: st.DataObject) -> None:
     damaged = bytearray(VIDEO[VIDEO.index(b"moov") - 4 :])
     for _ in range(data.draw(st.integers(1, 6))):
         damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
@@ -111,7 +112,7 @@ def test_whatever_the_bytes_a_value_or_unreadable(data: st.DataObject) -> None:
         (b"", None),
     ],
 )
-def test_a_format_is_told_by_content(head: bytes, name: str | None) -> None:
+def test_the_format_is_detected_by_content(head: bytes, name: str | None) -> None:
     assert sniff(head) == name
 
 
@@ -123,11 +124,11 @@ async def probed(path: Path) -> MediaFacts:
 
 
 @pytest.mark.parametrize(("format", "name"), [("PNG", "png"), ("JPEG", "jpeg")])
-async def test_an_image_with_a_wrong_name_and_an_exif_turn_is_read_as_pillow_does(
+async def test_an_image_with_a_wrong_extension_and_exif_rotation_is_probed_as_by_pillow(
     tmp_path: Path, format: str, name: str
 ) -> None:
     exif = Image.Exif()
-    exif[0x0112] = 6  # turned by 90 degrees
+    exif[0x0112] = 6  # rotated by 90 degrees
     path = tmp_path / "image.gif"
     Image.new("RGB", (640, 400)).save(path, format, exif=exif)
     facts = await probed(path)
@@ -136,7 +137,7 @@ async def test_an_image_with_a_wrong_name_and_an_exif_turn_is_read_as_pillow_doe
         assert (facts.width, facts.height) == (400, 640)
 
 
-async def test_remote_media_are_read_by_a_few_ranges(world: World) -> None:
+async def test_remote_media_are_probed_by_range_requests(world: World) -> None:
     await world.start(receiver=False)
     async with guarded_client(frozenset({"127.0.0.1"}), timeout_s=5) as client:
         found = await probe(Medium("video", url=f"{world.hook_url}/files/dance.mp4"), client)
@@ -165,7 +166,7 @@ IMAGE = MediaFacts("png", 1000, 720, 1280)
         (facts(format="webm or mkv"), "video", "video.format"),
     ],
 )
-def test_a_video_outside_a_limit_is_named(video: MediaFacts, orientation: str, field: str) -> None:
+def test_a_video_outside_a_limit_is_a_problem_of_its_field(video: MediaFacts, orientation: str, field: str) -> None:
     request = MotionControl(image="i", video="v", character_orientation=orientation)
     (problem,) = check_media(request, LIMITS_V2, IMAGE, video)
     assert problem.field == field
@@ -182,23 +183,23 @@ def test_a_video_outside_a_limit_is_named(video: MediaFacts, orientation: str, f
         (MediaFacts("jpeg", 50 * 1024 * 1024 + 1, 400, 400), "image.bytes"),
     ],
 )
-def test_an_image_outside_a_limit_is_named(image: MediaFacts, field: str) -> None:
+def test_an_image_outside_a_limit_is_a_problem_of_its_field(image: MediaFacts, field: str) -> None:
     request = MotionControl(image="i", video="v", character_orientation="video")
     (problem,) = check_media(request, LIMITS_V2, image, facts())
     assert problem.field == field
 
 
-def test_the_edges_themselves_are_allowed() -> None:
+def test_limits_are_inclusive() -> None:
     request = MotionControl(image="i", video="v", character_orientation="image", prompt="x" * 2500)
     edges = (MediaFacts("jpeg", 50 * 1024 * 1024, 1000, 400), facts(duration_s=10.004, width=340, height=3850))
     assert check_request(request, LIMITS_V2) == []
     assert check_media(request, LIMITS_V2, *edges) == []
     (problem,) = check_media(request, LIMITS_V1, *edges)
-    assert problem.field == "image.bytes"  # the older API takes 10 MB
+    assert problem.field == "image.bytes"  # the limit of the older API is 10 MB
     assert LIMITS_V2.image.max_aspect == (5, 2)
 
 
-def test_every_problem_is_told_at_once() -> None:
+def test_every_problem_is_reported_at_once() -> None:
     request = MotionControl(
         image="i", video="v", character_orientation="sideways", mode="ultra", model="kling-v9", prompt="x" * 2501,
         negative_prompt="no", element_id="e", external_task_id="", metadata={"a": "x" * 5000},
@@ -210,7 +211,7 @@ def test_every_problem_is_told_at_once() -> None:
     ]  # fmt: skip
 
 
-def test_base64_is_an_image_with_or_without_a_prefix_and_never_a_video() -> None:
+def test_base64_is_accepted_for_an_image_with_or_without_a_prefix_but_not_for_a_video() -> None:
     out = io.BytesIO()
     Image.effect_noise((64, 64), 50).save(out, "PNG")
     import base64

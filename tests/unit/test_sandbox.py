@@ -1,4 +1,4 @@
-"""The sandbox is as strict as Kling's documentation: a stand-in that lets everything pass proves nothing."""
+"""The sandbox enforces Kling's documented limits and errors. A permissive stand-in would prove nothing."""
 
 import base64
 import io
@@ -10,8 +10,8 @@ from PIL import Image
 
 from submitter.sandbox.base import API_KEY
 from submitter.sandbox.media import inspect, make_video, render
-from submitter.vendors.kling import KeyPair
-from tests.conftest import World
+from submitter.vendors.kling.credentials import KeyPair
+from tests.world import World
 
 AUTH = {"authorization": f"Bearer {API_KEY}"}
 
@@ -61,7 +61,7 @@ async def create(world: World, client: httpx.AsyncClient, model: str = "kling-3.
         {"id": ""},
     ],
 )
-async def test_what_is_outside_the_limits_is_refused(
+async def test_request_outside_the_limits_is_refused(
     world: World, client: httpx.AsyncClient, changes: dict[str, Any]
 ) -> None:
     await world.start(receiver=False)
@@ -70,7 +70,7 @@ async def test_what_is_outside_the_limits_is_refused(
     assert world.kling.jobs == {}
 
 
-async def test_a_short_video_and_one_too_long_for_its_orientation_are_refused(
+async def test_video_too_short_or_too_long_for_its_orientation_is_refused(
     world: World, client: httpx.AsyncClient
 ) -> None:
     await world.start(receiver=False)
@@ -81,7 +81,7 @@ async def test_a_short_video_and_one_too_long_for_its_orientation_are_refused(
     (world.media / "other.mp4").unlink()
 
 
-async def test_the_error_table(world: World, client: httpx.AsyncClient) -> None:
+async def test_errors_follow_the_documented_table(world: World, client: httpx.AsyncClient) -> None:
     world.kling.slots = 1
     world.kling.pace_s = 5
     await world.start(receiver=False)
@@ -106,7 +106,7 @@ async def test_the_error_table(world: World, client: httpx.AsyncClient) -> None:
         assert (answer.status_code, answer.json()["code"]) == (401, code)
 
 
-async def test_queries_lists_and_batches(world: World, client: httpx.AsyncClient) -> None:
+async def test_tasks_are_queried_by_id_in_batches_and_listed_in_pages(world: World, client: httpx.AsyncClient) -> None:
     await world.start(receiver=False)
     ids = [(await create(world, client, id=f"order-{i}")).json()["data"]["id"] for i in range(5)]
 
@@ -127,7 +127,7 @@ async def test_queries_lists_and_batches(world: World, client: httpx.AsyncClient
     assert [task["task_id"] for task in (await client.get(old, headers=AUTH)).json()["data"]] == [ids[4], ids[3]]
 
 
-async def test_results_expire(world: World) -> None:
+async def test_result_url_expires(world: World) -> None:
     world.faults(expire_s=0)
     await world.start()
     done = await (await world.submitter.submit(world.request())).result(timeout=20)
@@ -136,7 +136,9 @@ async def test_results_expire(world: World) -> None:
     assert answer.status_code == 403
 
 
-async def test_faults_are_set_while_it_runs_and_a_wrong_one_is_named(world: World, client: httpx.AsyncClient) -> None:
+async def test_faults_are_set_at_runtime_and_an_unknown_one_is_rejected(
+    world: World, client: httpx.AsyncClient
+) -> None:
     await world.start(receiver=False)
     url = f"{world.sandbox_url}/sandbox/faults"
     assert (await client.post(url, json={"drop": 0.5})).json()["drop"] == 0.5
@@ -147,7 +149,7 @@ async def test_faults_are_set_while_it_runs_and_a_wrong_one_is_named(world: Worl
 
 @pytest.mark.parametrize(("resolution", "side"), [("720p", 720), ("1080p", 1080)])
 @pytest.mark.parametrize("sound", [True, False])
-def test_a_result_plays_and_obeys_the_contract(resolution: str, side: int, sound: bool) -> None:
+def test_result_is_playable_with_the_requested_size_length_and_sound(resolution: str, side: int, sound: bool) -> None:
     import av
 
     picture = base64.b64decode(image(400, 600))

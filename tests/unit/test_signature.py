@@ -1,4 +1,4 @@
-"""Signatures, with foreign implementations on the other side."""
+"""Webhook signatures, checked against independent Standard Webhooks implementations."""
 
 import base64
 import json
@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from receiver.signature import PUBLISHED_SECRET, Secret, public_key, read_secret, sign, verify
 from submitter.errors import InvalidSettings, SignatureInvalid
-from tests.conftest import HOOK_SECRET, needs
+from tests.conftest import needs
+from tests.world import HOOK_SECRET
 
 NOW = 1781080794
 BODY = b'{"id":"1234567890","status":"succeeded","message":"","create_time":1781080778802,"update_time":1781080794151}'
@@ -31,12 +32,12 @@ ED = Secret("v1a", b"e" * 32)
 JS = Path(__file__).parent.parent / "js"
 
 
-def test_klings_own_vector_passes() -> None:
+def test_klings_test_vector_is_accepted() -> None:
     verify([SECRET], HEADERS, BODY, NOW)
 
 
-def test_klings_published_secret_is_refused_as_a_configured_one() -> None:
-    with pytest.raises(InvalidSettings, match="everybody knows it"):
+def test_klings_public_test_secret_is_refused_in_settings() -> None:
+    with pytest.raises(InvalidSettings, match="it is public"):
         read_secret("KLING_WEBHOOK_SECRET", PUBLISHED_SECRET)
 
 
@@ -68,21 +69,19 @@ def test_an_unsigned_callback_is_refused(missing: bytes) -> None:
 
 
 @pytest.mark.parametrize("now", [NOW - 301, NOW + 301])
-def test_an_old_or_a_future_signature_is_refused(now: int) -> None:
+def test_a_timestamp_outside_the_tolerance_is_refused(now: int) -> None:
     with pytest.raises(SignatureInvalid, match="300 s"):
         verify([SECRET], HEADERS, BODY, now)
 
 
-def test_during_a_rotation_any_known_secret_is_enough() -> None:
+def test_during_a_rotation_one_matching_secret_is_enough() -> None:
     both = HEADERS[b"webhook-signature"] + b" v1,AAAA"
     verify([OTHER, SECRET], HEADERS | {b"webhook-signature": both}, BODY, NOW)
 
 
 @given(st.binary(max_size=60), st.binary(max_size=20), st.binary(max_size=80), st.binary(max_size=50))
 @example(b"a", b"1781080794", b"v1,\xff\xfe  v1,x,y", b"\xff")
-def test_whatever_the_headers_hold_only_our_error_comes_out(
-    id: bytes, stamp: bytes, signed: bytes, body: bytes
-) -> None:
+def test_arbitrary_headers_raise_only_signature_invalid(id: bytes, stamp: bytes, signed: bytes, body: bytes) -> None:
     headers = {b"webhook-id": id, b"webhook-timestamp": stamp, b"webhook-signature": signed}
     with pytest.raises(SignatureInvalid):
         verify([SECRET], headers, body, NOW)
@@ -94,7 +93,7 @@ def _now() -> int:
 
 @pytest.mark.parametrize("body", [BODY, '{"prompt":"ü, 猫"}'.encode()])
 @pytest.mark.parametrize("secrets", [[OTHER], [OTHER, ED], [SECRET, OTHER]])
-def test_two_python_libraries_verify_what_we_sign(secrets: list[Secret], body: bytes) -> None:
+def test_two_python_libraries_verify_our_signatures(secrets: list[Secret], body: bytes) -> None:
     headers = sign(secrets, "evt_1", _now(), body)
     encoded = base64.b64encode(OTHER.key).decode()
     standardwebhooks.Webhook(encoded).verify(body, headers)
@@ -102,7 +101,7 @@ def test_two_python_libraries_verify_what_we_sign(secrets: list[Secret], body: b
     svix.webhooks.Webhook(encoded).verify(body, named)
 
 
-def test_we_verify_what_the_library_signs() -> None:
+def test_we_verify_the_librarys_signatures() -> None:
     moment = datetime.now(UTC)
     signature = standardwebhooks.Webhook(base64.b64encode(OTHER.key).decode()).sign("m1", moment, BODY.decode())
     headers = {
@@ -113,7 +112,7 @@ def test_we_verify_what_the_library_signs() -> None:
     verify([OTHER], headers, BODY, moment.timestamp())
 
 
-def test_the_npm_library_verifies_what_we_sign(tmp_path: Path) -> None:
+def test_the_npm_library_verifies_our_signatures(tmp_path: Path) -> None:
     needs("node with npm", is_there=bool(shutil.which("node") and shutil.which("npm")))
     shutil.copytree(JS, tmp_path / "js")
     install = subprocess.run(
@@ -159,7 +158,7 @@ def test_v1a_is_ed25519_and_comes_after_v1() -> None:
     key.verify(base64.b64decode(signature), b"evt_1.%d." % NOW + BODY)
 
 
-def test_secrets_are_in_no_repr_and_in_no_error() -> None:
+def test_repr_and_errors_hide_secrets() -> None:
     assert "bytes" not in repr(OTHER)
     assert str(OTHER.key) not in repr(OTHER)
     with pytest.raises(InvalidSettings) as refused:

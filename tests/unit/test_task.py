@@ -1,4 +1,4 @@
-"""The law of a task: whatever is reported, in whatever order."""
+"""The task state machine: reports in any order, leases, polling, stored documents."""
 
 import itertools
 
@@ -6,45 +6,40 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from submitter.event import event_of
-from submitter.schedule import Backoff, Patience
-from submitter.task import (
-    RANK,
-    TERMINAL,
+from submitter.schedule import Backoff, PollPolicy
+from submitter.task import RANK, TERMINAL, ArchivedCopy, Charge, RefusedBy, Task, TaskStatus, Video, may_send
+from submitter.transition import (
     Archived,
-    Copied,
-    Doubted,
+    CreateRefused,
+    NoAnswer,
     Observation,
     OutcomeUnknown,
-    Refused,
     Report,
-    Sending,
-    Task,
-    TaskStatus,
-    Unheard,
-    Video,
-    may_send,
+    SendLease,
+    Unconfirmed,
     next_poll_ms,
     transition,
 )
 
 NOW = 1_781_080_800_000
-PATIENCE = Patience(Backoff(900, 1.5, 3600), Backoff(10, 1.5, 60), 86400)
+POLL_POLICY = PollPolicy(Backoff(900, 1.5, 3600), Backoff(10, 1.5, 60), 86400)
 VIDEO = Video("https://cdn.example.com/1.mp4", duration=5.0)
 
 
 def task(status: TaskStatus = TaskStatus.CREATED, **fields: object) -> Task:
-    made = Task("order-1", "kling", status, NOW, NOW, PATIENCE)
-    return msgspec.structs.replace(made, **fields)
+    made = Task("order-1", "kling", status, NOW, NOW, POLL_POLICY)
+    return replace(made, **fields)
 
 
 def report(status: TaskStatus, source: str = "callback") -> Report:
     videos = (VIDEO,) if status is TaskStatus.SUCCEED else ()
-    return msgspec.structs.replace(Report("callback", status, "893", videos=videos), source=source)
+    return replace(Report("callback", status, "893", videos=videos), source=source)
 
 
-LIVES = [
+LIFECYCLES = [
     [TaskStatus.SUBMITTED, TaskStatus.PROCESSING, TaskStatus.SUCCEED],
     [TaskStatus.SUBMITTED, TaskStatus.PROCESSING, TaskStatus.FAILED],
 ]
@@ -52,23 +47,23 @@ LIVES = [
 
 @st.composite
 def histories(draw: st.DrawFn) -> tuple[list[Observation], TaskStatus]:
-    """A life of a task as it is heard: repeated, reordered and partly lost, but its end is heard once."""
-    life = draw(st.sampled_from(LIVES))
-    told = [report(status, source) for status in life for source in ("create", "callback", "poll")]
-    ours: list[Observation] = [
-        Unheard(),
-        Doubted(),
+    """Draw a task's reports: duplicated, reordered and partly lost, but with the final one at least once."""
+    life = draw(st.sampled_from(LIFECYCLES))
+    reports = [report(status, source) for status in life for source in ("create", "callback", "poll")]
+    others: list[Observation] = [
+        NoAnswer(),
+        Unconfirmed(),
         OutcomeUnknown("no answer"),
-        Refused("no"),
-        Sending("me", NOW + 1000),
+        CreateRefused("no"),
+        SendLease("me", NOW + 1000),
     ]
-    heard: list[Observation] = draw(st.lists(st.sampled_from([*told, *ours]), max_size=12))
-    position = draw(st.integers(0, len(heard)))
-    return [*heard[:position], report(life[-1]), *heard[position:]], life[-1]
+    observed: list[Observation] = draw(st.lists(st.sampled_from([*reports, *others]), max_size=12))
+    position = draw(st.integers(0, len(observed)))
+    return [*observed[:position], report(life[-1]), *observed[position:]], life[-1]
 
 
 @given(histories())
-def test_the_final_state_is_the_vendors_whatever_the_order(history: tuple[list[Observation], TaskStatus]) -> None:
+def test_reports_in_any_order_reach_the_vendors_final_status(history: tuple[list[Observation], TaskStatus]) -> None:
     observations, end = history
     now, current = NOW, task()
     events = []
@@ -93,8 +88,8 @@ def test_the_final_state_is_the_vendors_whatever_the_order(history: tuple[list[O
     assert current.poll_at_ms is None
 
 
-@given(st.permutations(LIVES[0]), st.integers(1, 3))
-def test_the_end_is_one_event_however_often_it_is_told(order: list[TaskStatus], times: int) -> None:
+@given(st.permutations(LIFECYCLES[0]), st.integers(1, 3))
+def test_a_repeated_final_report_emits_one_event(order: list[TaskStatus], times: int) -> None:
     current, ends = task(), 0
     for status in itertools.chain.from_iterable([one] * times for one in order):
         moved = transition(current, report(status), NOW)
@@ -104,9 +99,9 @@ def test_the_end_is_one_event_however_often_it_is_told(order: list[TaskStatus], 
     assert ends == 1
 
 
-def test_a_copy_is_noted_once_and_changes_no_end() -> None:
+def test_an_archived_copy_is_recorded_once_and_does_not_change_the_status() -> None:
     copied = Archived(
-        {VIDEO.url: Copied("s3://results/0.mp4", "ab" * 32), "https://other.example.com": Copied("x", "y")}
+        {VIDEO.url: ArchivedCopy("s3://results/0.mp4", "ab" * 32), "https://other.example.com": ArchivedCopy("x", "y")}
     )
     for status in TaskStatus:
         if status is not TaskStatus.SUCCEED:
@@ -115,28 +110,28 @@ def test_a_copy_is_noted_once_and_changes_no_end() -> None:
     noted = transition(ended, copied, NOW + 5)
     assert noted is not None
     assert (noted.event_type, noted.task.status, noted.task.sequence) == ("task.archived", TaskStatus.SUCCEED, 4)
-    assert noted.task.videos[0].archived == Copied("s3://results/0.mp4", "ab" * 32)
+    assert noted.task.videos[0].archived == ArchivedCopy("s3://results/0.mp4", "ab" * 32)
     assert noted.task.videos[0].archived_watermark is None
-    assert transition(noted.task, Archived({VIDEO.url: Copied("elsewhere", "cd" * 32)}), NOW + 9) is None
+    assert transition(noted.task, Archived({VIDEO.url: ArchivedCopy("elsewhere", "cd" * 32)}), NOW + 9) is None
     assert transition(noted.task, report(TaskStatus.FAILED), NOW + 9) is None
 
 
-def test_abandoned_is_left_for_the_truth_and_for_nothing_else() -> None:
-    gone = task(TaskStatus.ABANDONED, sequence=4)
-    assert transition(gone, report(TaskStatus.PROCESSING), NOW) is None
-    moved = transition(gone, report(TaskStatus.SUCCEED), NOW)
+def test_only_a_final_report_changes_an_abandoned_task() -> None:
+    abandoned = task(TaskStatus.ABANDONED, sequence=4)
+    assert transition(abandoned, report(TaskStatus.PROCESSING), NOW) is None
+    moved = transition(abandoned, report(TaskStatus.SUCCEED), NOW)
     assert moved is not None
     assert moved.event_type == "task.succeed"
     assert moved.task.sequence == 5
 
 
-def test_silence_is_asked_about_later_and_later_and_ends_at_the_deadline() -> None:
+def test_an_overdue_task_is_polled_with_backoff_until_its_deadline() -> None:
     current, now, polls = task(TaskStatus.SUBMITTED, task_id="893"), NOW, []
-    current = msgspec.structs.replace(current, poll_at_ms=next_poll_ms(current, now))
+    current = replace(current, poll_at_ms=next_poll_ms(current, now))
     while current.poll_at_ms is not None:
         now = current.poll_at_ms
         polls.append(now - NOW)
-        moved = transition(current, Unheard(), now)
+        moved = transition(current, NoAnswer(), now)
         assert moved is not None
         current = moved.task
     gaps = [after - before for before, after in itertools.pairwise(polls)]
@@ -147,20 +142,20 @@ def test_silence_is_asked_about_later_and_later_and_ends_at_the_deadline() -> No
     assert len(polls) < 30
 
 
-def test_a_doubted_report_changes_no_state_and_is_asked_about_at_once() -> None:
-    moved = transition(task(TaskStatus.PROCESSING, poll_at_ms=NOW + 900_000), Doubted(), NOW)
+def test_an_unconfirmed_report_changes_no_status_and_is_polled_at_once() -> None:
+    moved = transition(task(TaskStatus.PROCESSING, poll_at_ms=NOW + 900_000), Unconfirmed(), NOW)
     assert moved is not None
     assert moved.event_type is None
     assert moved.task.status is TaskStatus.PROCESSING
     assert moved.task.poll_at_ms == NOW
 
 
-def test_what_we_do_puts_off_no_poll_of_a_doubted_task() -> None:
-    held = transition(task(), Sending("s1", NOW + 1000, begins=True), NOW)
+def test_sending_does_not_delay_the_poll_of_an_unconfirmed_task() -> None:
+    held = transition(task(), SendLease("s1", NOW + 1000, begins=True), NOW)
     assert held is not None
-    doubted = transition(held.task, Doubted("893"), NOW + 100)
-    assert doubted is not None
-    renewed = transition(doubted.task, Sending("s1", NOW + 2000, renews=True), NOW + 300)
+    unconfirmed = transition(held.task, Unconfirmed("893"), NOW + 100)
+    assert unconfirmed is not None
+    renewed = transition(unconfirmed.task, SendLease("s1", NOW + 2000, renews=True), NOW + 300)
     assert renewed is not None
     assert renewed.task.poll_at_ms == NOW + 100
     unknown = transition(renewed.task, OutcomeUnknown("no answer"), NOW + 900)
@@ -168,56 +163,111 @@ def test_what_we_do_puts_off_no_poll_of_a_doubted_task() -> None:
     assert unknown.task.poll_at_ms == NOW + 100
 
 
-def test_the_right_to_send_is_a_lease() -> None:
-    moved = transition(task(), Sending("first", NOW + 15_000), NOW)
+def test_one_owner_holds_the_send_lease_until_it_expires() -> None:
+    moved = transition(task(), SendLease("first", NOW + 15_000), NOW)
     assert moved is not None
     assert not may_send(moved.task, NOW + 14_999)
-    assert transition(moved.task, Sending("second", NOW + 30_000), NOW + 14_999) is None
-    assert transition(moved.task, Sending("first", NOW + 30_000), NOW + 14_999) is not None
-    taken = transition(moved.task, Sending("second", NOW + 30_000), NOW + 15_000)
+    assert transition(moved.task, SendLease("second", NOW + 30_000), NOW + 14_999) is None
+    assert transition(moved.task, SendLease("first", NOW + 30_000), NOW + 14_999) is not None
+    taken = transition(moved.task, SendLease("second", NOW + 30_000), NOW + 15_000)
     assert taken is not None
-    assert taken.task.sender == "second"
+    assert taken.task.lease_owner == "second"
 
 
-def test_a_renewal_behind_the_end_takes_no_right_anew() -> None:
-    held = transition(task(), Sending("s1", NOW + 1000, begins=True), NOW)
+def test_a_late_renewal_does_not_take_a_released_lease() -> None:
+    held = transition(task(), SendLease("s1", NOW + 1000, begins=True), NOW)
     assert held is not None
-    renewed = transition(held.task, Sending("s1", NOW + 2000, renews=True), NOW)
+    renewed = transition(held.task, SendLease("s1", NOW + 2000, renews=True), NOW)
     assert renewed is not None
-    assert renewed.task.sending_until_ms == NOW + 2000
+    assert renewed.task.lease_until_ms == NOW + 2000
     ended = transition(renewed.task, OutcomeUnknown("no answer"), NOW)
     assert ended is not None
-    assert transition(ended.task, Sending("s1", NOW + 3000, renews=True), NOW) is None
-    assert transition(ended.task, Sending("s2", NOW + 3000), NOW) is not None
+    assert transition(ended.task, SendLease("s1", NOW + 3000, renews=True), NOW) is None
+    assert transition(ended.task, SendLease("s2", NOW + 3000), NOW) is not None
 
 
-def test_a_reservation_whose_submitter_died_becomes_unknown_when_the_vendor_has_no_such_task() -> None:
-    sending = transition(task(), Sending("dead", NOW + 15_000), NOW)
+def test_a_reservation_of_a_dead_submitter_becomes_submission_unknown_if_the_vendor_has_no_such_task() -> None:
+    sending = transition(task(), SendLease("dead", NOW + 15_000), NOW)
     assert sending is not None
     assert sending.task.poll_at_ms is not None
     assert sending.task.poll_at_ms > NOW + 15_000
-    moved = transition(sending.task, Unheard(), sending.task.poll_at_ms)
+    moved = transition(sending.task, NoAnswer(), sending.task.poll_at_ms)
     assert moved is not None
     assert moved.event_type == "task.submission_unknown"
 
 
-def test_a_refusal_ends_the_reservation_and_lets_it_be_sent_again() -> None:
-    sending = transition(task(), Sending("me", NOW + 15_000), NOW)
+def test_a_refused_task_can_be_sent_again_with_a_new_deadline() -> None:
+    sending = transition(task(), SendLease("me", NOW + 15_000), NOW)
     assert sending is not None
-    refused = transition(sending.task, Refused("1102: buy a pack"), NOW)
+    refused = transition(sending.task, CreateRefused("1102: buy a pack"), NOW)
     assert refused is not None
     assert refused.task.poll_at_ms is None
     assert may_send(refused.task, NOW)
     days_later = NOW + 5 * 86_400_000
-    again = transition(refused.task, Sending("me", days_later + 15_000), days_later)
+    again = transition(refused.task, SendLease("me", days_later + 15_000), days_later)
     assert again is not None
     assert again.task.abandon_at_ms == days_later + 86_400_000
 
 
-def test_a_callback_that_overtakes_the_answer_to_create_keeps_its_state() -> None:
-    sending = transition(task(), Sending("me", NOW + 15_000), NOW)
+def test_a_callback_before_the_answer_to_create_keeps_its_status() -> None:
+    sending = transition(task(), SendLease("me", NOW + 15_000), NOW)
     assert sending is not None
     early = transition(sending.task, report(TaskStatus.PROCESSING), NOW)
     assert early is not None
     late = transition(early.task, report(TaskStatus.SUBMITTED, "create"), NOW)
     assert late is None or (late.task.status is TaskStatus.PROCESSING and late.event_type is None)
+
+
+STORED_BY_AN_EARLIER_VERSION = (
+    b'{"external_task_id":"order-42","vendor":"novita","status":"submitted","created_at_ms":1790000000000,'
+    b'"updated_at_ms":1790000001000,"patience":[[900,1.5,3600],[10,1.5,60],86400],"request":{"prompt":"x"},'
+    b'"metadata":{"order":"42"},"task_id":"893","status_message":"m","videos":[{"url":"https://c/1.mp4",'
+    b'"watermark_url":null,"duration":5.0,"expires_at_ms":1792592000000,"archived":{"url":"s3://b/1.mp4",'
+    b'"sha256":"ab"},"archived_watermark":null}],"cost":[{"kind":"unit","amount":"8","currency":null,'
+    b'"list_price":null}],"sequence":2,"tried":[["kling","no balance"]],"is_told":false,"was_told":true,'
+    b'"sender":"s","sending_until_ms":1790000002000,"begun":true,"refused":true,"doubted":true,"polls":3,'
+    b'"poll_at_ms":1790000003000}'
+)
+# A task's first write has the integers of the vendor's poll policy; once read, they are floats in later writes.
+WRITTEN_BACK = STORED_BY_AN_EARLIER_VERSION.replace(
+    b"[[900,1.5,3600],[10,1.5,60],86400]", b"[[900.0,1.5,3600.0],[10.0,1.5,60.0],86400.0]"
+)
+
+
+def test_a_document_of_an_earlier_version_is_read_and_written_back_byte_for_byte() -> None:
+    stored = msgspec.json.decode(STORED_BY_AN_EARLIER_VERSION, type=Task)
+    assert msgspec.json.encode(stored) == WRITTEN_BACK
+    assert msgspec.json.encode(msgspec.json.decode(WRITTEN_BACK, type=Task)) == WRITTEN_BACK
+    assert msgspec.json.encode(replace(stored, poll_policy=POLL_POLICY)) == STORED_BY_AN_EARLIER_VERSION
+    assert stored == Task(
+        external_task_id="order-42",
+        vendor="novita",
+        status=TaskStatus.SUBMITTED,
+        created_at_ms=1_790_000_000_000,
+        updated_at_ms=1_790_000_001_000,
+        poll_policy=POLL_POLICY,
+        request={"prompt": "x"},
+        metadata={"order": "42"},
+        task_id="893",
+        status_message="m",
+        videos=(
+            Video(
+                "https://c/1.mp4",
+                duration=5.0,
+                expires_at_ms=1_792_592_000_000,
+                archived=ArchivedCopy("s3://b/1.mp4", "ab"),
+            ),
+        ),
+        cost=(Charge("unit", "8"),),
+        sequence=2,
+        refused_by=(RefusedBy("kling", "no balance"),),
+        expects_callback=False,
+        heard_from_vendor=True,
+        lease_owner="s",
+        lease_until_ms=1_790_000_002_000,
+        may_have_been_sent=True,
+        refused=True,
+        unconfirmed=True,
+        polls=3,
+        poll_at_ms=1_790_000_003_000,
+    )

@@ -1,0 +1,1 @@
+"""The receiver on AWS Lambda. Handler: `receiver.aws_lambda.receive.handler`."""

@@ -1,0 +1,173 @@
+"""`POST /callbacks/{vendor}/{external_task_id}/{token}`: verify, commit, answer. The hot path, in plain ASGI.
+
+A 2xx means that the task's new state and its event are durable. No vendor is called from here. Hooks
+are notified elsewhere; on platforms that run nothing after a response, `notify` does it before.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from typing import Any, Protocol
+
+import structlog
+from starlette.types import Receive, Scope, Send
+
+from receiver.problem import RequestRefused, problem_of
+from receiver.verification import Verifier
+from submitter.callback_url import redact_body
+from submitter.clock import Clock
+from submitter.errors import RelayError, TaskNotFound, Unintelligible, UrlUnknown
+from submitter.ledger.base import Quarantined, Tasks
+from submitter.task import Task
+from submitter.transition import Report, Transition, Unconfirmed, transition
+
+BODY_LIMIT = 64 * 1024
+READ_TIMEOUT_S = 10.0
+PREFIX = "/callbacks/"
+_READ_TIMEOUT = "read timeout"
+
+log = structlog.get_logger("receiver")
+
+Notify = Callable[[], Awaitable[None]]
+"""Attempts the deliveries that are due now, within the request."""
+
+
+class CallbackMetrics(Protocol):
+    """The callback endpoint's metrics."""
+
+    def callback(self, vendor: str, result: str) -> None:
+        """Count a callback by its result."""
+        ...
+
+
+class CallbackEndpoint:
+    """The ASGI endpoint. It logs and counts the result of every callback."""
+
+    def __init__(
+        self,
+        ledger: Tasks,
+        verifier: Verifier,
+        clock: Clock,
+        metrics: CallbackMetrics | None,
+        body_limit: int,
+        read_timeout_s: float,
+        notify: Notify | None,
+    ) -> None:
+        self._notify = notify
+        self._ledger = ledger
+        self._verifier = verifier
+        self._clock = clock
+        self._metrics = metrics
+        self._body_limit = body_limit
+        self._read_timeout_s = read_timeout_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        vendor = "unknown"
+        try:
+            parts = scope["path"][len(PREFIX) :].split("/")
+            if len(parts) != 3:
+                raise UrlUnknown("no such callback URL")
+            self._verifier.url(parts[0], parts[1], parts[2], self._clock.now_s())
+            vendor = parts[0]
+            if scope["method"] != "POST":
+                raise RequestRefused(405, "callbacks must use POST")
+            headers: dict[bytes, bytes] = dict(scope["headers"])
+            body = await self._read(headers, receive)
+            result = await self._accept(vendor, parts[1], headers, body)
+            if self._notify is not None and result == "applied":
+                await self._notify()
+        except (RelayError, RequestRefused) as error:
+            result = type(error).__name__ if isinstance(error, RelayError) else "BodyRefused"
+            log.warning("callback.refused", vendor=vendor, reason=str(error))
+            await problem_of(error)(scope, receive, send)
+        else:
+            await send(_ANSWERS[result])
+            await send(_END)
+        if self._metrics is not None:
+            self._metrics.callback(vendor, result)
+
+    async def _read(self, headers: Mapping[bytes, bytes], receive: Receive) -> bytes:
+        length = headers.get(b"content-length", b"0")
+        if length.isdigit() and int(length) > self._body_limit:
+            raise RequestRefused(413, f"the body is longer than {self._body_limit} bytes")
+        body: bytes = b""
+        task = asyncio.current_task()
+        assert task is not None
+        timer = asyncio.get_running_loop().call_later(self._read_timeout_s, task.cancel, _READ_TIMEOUT)
+        try:
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise RequestRefused(400, "the client disconnected before the end of the body")
+                body += message.get("body", b"")
+                if len(body) > self._body_limit:
+                    raise RequestRefused(413, f"the body is longer than {self._body_limit} bytes")
+                if not message.get("more_body", False):
+                    return body
+        except asyncio.CancelledError as cancelled:
+            if cancelled.args != (_READ_TIMEOUT,):
+                raise
+            task.uncancel()
+            raise RequestRefused(408, f"the body was not received within {self._read_timeout_s:g} s") from None
+        finally:
+            timer.cancel()
+
+    async def _accept(self, vendor: str, id: str, headers: Mapping[bytes, bytes], body: bytes) -> str:
+        """Verify a callback, store it, and return its result."""
+        now_ms = self._clock.now_ms()
+        try:
+            report = self._verifier.body(vendor, id, headers, body, now_ms / 1000)
+        except Unintelligible as reason:
+            return await self._quarantine(vendor, id, body, str(reason), now_ms)
+        if report is None:
+            log.info("callback.ignored", vendor=vendor, external_task_id=id)
+            return "ignored"
+        observation = self._verifier.observation(vendor, report)
+
+        def decide(task: Task) -> Transition | None:
+            return transition(task, observation, now_ms) if _is_about(report, task, vendor) else None
+
+        try:
+            applied = await self._ledger.apply(id, decide)
+        except TaskNotFound:
+            if report.is_test:
+                log.info("callback.test", vendor=vendor)
+                return "test"
+            return await self._quarantine(vendor, id, body, "the ledger has no such task", now_ms)
+        task = applied.task
+        if not _is_about(report, task, vendor):
+            return await self._quarantine(vendor, id, body, f"about another task: {vendor} {report.task_id}", now_ms)
+        if applied.transition is None:
+            log.info("callback.unchanged", vendor=vendor, external_task_id=id, status=report.status.value)
+            return "unchanged"
+        if applied.transition.event_type is None:
+            log.info("callback.unconfirmed", vendor=vendor, external_task_id=id, status=report.status.value)
+            return "unconfirmed"
+        log.info("task.changed", vendor=vendor, external_task_id=id, status=task.status.value, source="callback")
+        return "applied"
+
+    async def _quarantine(self, vendor: str, id: str, body: bytes, reason: str, now_ms: int) -> str:
+        """Quarantine a body, and make its task due for a poll."""
+        await self._ledger.quarantine(Quarantined(id, vendor, now_ms, reason, redact_body(body)))
+        with suppress(TaskNotFound):
+            await self._ledger.apply(id, lambda task: transition(task, Unconfirmed(), now_ms))
+        log.warning("callback.quarantined", vendor=vendor, external_task_id=id, reason=reason)
+        return "quarantined"
+
+
+def _is_about(report: Report, task: Task, vendor: str) -> bool:
+    """Return whether a report is about this task, which may have failed over to another vendor."""
+    return task.vendor == vendor and task.task_id in (None, report.task_id)
+
+
+RESULT_HEADER = b"kling-relay-result"
+# The result is a header, because a response without a body takes one socket write instead of two.
+_ANSWERS: dict[str, dict[str, Any]] = {
+    result: {
+        "type": "http.response.start",
+        "status": 200,
+        "headers": [(RESULT_HEADER, result.encode()), (b"content-length", b"0")],
+    }
+    for result in ("applied", "unchanged", "unconfirmed", "quarantined", "ignored", "test")
+}
+_END: dict[str, Any] = {"type": "http.response.body", "body": b""}

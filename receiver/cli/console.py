@@ -1,0 +1,45 @@
+"""Helpers that commands share: the event loop, JSON and table output, an open ledger."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
+
+import click
+import msgspec
+
+from submitter.ledger import Ledger, open_ledger
+from submitter.settings import Settings
+
+T = TypeVar("T")
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine in a new event loop, and return its result."""
+    return asyncio.run(work)
+
+
+def print_json(value: Any) -> None:
+    """Print a value as indented JSON."""
+    click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+
+
+def print_table(rows: list[dict[str, Any]], columns: tuple[str, ...], *, empty: str, headed: bool = True) -> None:
+    """Print rows in aligned columns, under headings if `headed`; print `empty` if there are no rows."""
+    if not rows:
+        click.echo(empty)
+        return
+    texts = [[str("" if row.get(name) is None else row[name]) for name in columns] for row in rows]
+    if headed:
+        texts.insert(0, [name.upper().replace("_", " ") for name in columns])
+    widths = [max(len(line[i]) for line in texts) for i in range(len(columns))]
+    for line in texts:
+        click.echo("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
+
+
+async def with_ledger(settings: Settings, work: Callable[[Ledger], Awaitable[T]]) -> T:
+    """Open the ledger, await `work` with it, close it, and return the result."""
+    ledger = open_ledger(settings.ledger)
+    try:
+        return await work(ledger)
+    finally:
+        await ledger.close()

@@ -1,0 +1,63 @@
+"""The entry point of the command line: the root group, its error handling and its exit statuses."""
+
+from typing import Any
+
+import click
+
+from receiver.cli.demo import demo
+from receiver.cli.doctor import doctor
+from receiver.cli.hooks import hooks
+from receiver.cli.keys import keys
+from receiver.cli.ledger import ledger
+from receiver.cli.sandbox import sandbox
+from receiver.cli.serve import deliver, poll, serve
+from receiver.cli.submit import submit
+from receiver.cli.tasks import tasks
+from receiver.cli.vendors import vendors
+from submitter import log
+from submitter.callback_url import redact
+from submitter.errors import InvalidRequest, InvalidSettings, RelayError
+
+
+class Cli(click.Group):
+    """Print a RelayError on standard error, without a traceback. Exit with 2 for invalid input or settings, else 1."""
+
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            return super().invoke(context)
+        except (InvalidRequest, InvalidSettings) as error:
+            click.echo(f"kling-relay: {error}", err=True)
+            context.exit(2)
+        except RelayError as error:
+            click.echo(f"kling-relay: {redact(str(error))}", err=True)
+            context.exit(1)
+
+
+@click.group(
+    cls=Cli,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog='Shell completion: eval "$(_KLING_RELAY_COMPLETE=bash_source kling-relay)" (or zsh_source, fish_source).',
+)
+@click.version_option(package_name="kling-relay")
+def main() -> None:
+    """Submit Kling Motion Control tasks, receive their callbacks, notify your hooks.
+
+    \b
+    First steps:
+      kling-relay demo             run the whole pipeline offline; nothing is billed
+      kling-relay keys new         generate KLING_RELAY_KEYS, which sign callback URLs
+      kling-relay serve            run the receiver behind your public URL
+      kling-relay doctor           check the setup, and show how to fix each problem
+      kling-relay submit --help    submit a task
+      kling-relay tasks list       list tasks and their status
+
+    Settings are environment variables (KLING_API_KEY, KLING_RELAY_PUBLIC_URL, ...), which override
+    relay.toml. Each command documents itself with --help.
+
+    Exit status: 0 for success, 1 for a failure, 2 for invalid input or settings.
+    """
+    log.quiet()
+
+
+for command in (serve, submit, tasks, hooks, ledger, vendors, keys, doctor, poll, deliver, sandbox, demo):
+    main.add_command(command)

@@ -1,0 +1,91 @@
+"""`kling-relay serve`, `poll` and `deliver`: run the receiver, or one of its background loops."""
+
+import click
+
+from receiver.cli.console import run
+from submitter import log
+
+
+@click.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", default=8080, show_default=True, help="Port to listen on.")
+def serve(host: str, port: int) -> None:
+    """Receive callbacks, notify hooks, poll vendors for overdue tasks.
+
+    This is the receiver. It serves POST /callbacks, stores each verified callback before it answers, delivers events to
+    the hooks of relay.toml, and polls vendors for tasks whose callback is overdue. Run it behind a
+    proxy with TLS, and set KLING_RELAY_PUBLIC_URL to the proxy's URL. SIGTERM stops it gracefully.
+
+    With KLING_RELAY_DELIVER=inline (for serverless) no loop runs: hooks are notified within the
+    callback's request, and POST /tick delivers and polls the rest.
+
+    \b
+      kling-relay serve
+      kling-relay serve --host 0.0.0.0 --port 8080
+    """
+    import uvicorn
+
+    from receiver import service
+
+    uvicorn.run(
+        service.app(),
+        host=host,
+        port=port,
+        log_level="warning",
+        access_log=False,  # access log lines contain the tokens of callback URLs
+        server_header=False,
+        proxy_headers=False,  # the client address is not used
+        # Longer than clients keep idle connections: a callback sent on one that the server closes is lost.
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=30,
+    )
+
+
+@click.command()
+@click.option("--once", is_flag=True, help="Poll the tasks that are due now, then exit.")
+def poll(once: bool) -> None:
+    """Poll vendors for tasks whose callback is overdue.
+
+    `serve` includes this loop, unless KLING_RELAY_DELIVER=inline. Run it where no `serve` runs, for
+    example after `submit --no-callback`, or from cron with --once.
+
+    \b
+      kling-relay poll --once
+    """
+    count = run(_work("poll", once))
+    click.echo(f"polled {count} task{'' if count == 1 else 's'}")
+
+
+@click.command()
+@click.option("--once", is_flag=True, help="Make the deliveries that are due now, then exit.")
+def deliver(once: bool) -> None:
+    """Deliver due events to the hooks of relay.toml.
+
+    `serve` includes this loop, unless KLING_RELAY_DELIVER=inline. Run it where no `serve` runs, or
+    from cron with --once.
+
+    \b
+      kling-relay deliver --once
+    """
+    count = run(_work("deliver", once))
+    click.echo(f"made {count} delivery attempt{'' if count == 1 else 's'}")
+
+
+async def _work(which: str, once: bool) -> int:
+    from receiver.service import open_service
+    from receiver.settings import load_receiver_settings
+
+    settings = load_receiver_settings()
+    if not once:
+        log.configure(settings.log)
+    service = open_service(settings)
+    step = service.worker.poll if which == "poll" else service.worker.deliver
+    try:
+        count = await step()
+        while not once:
+            version = service.ledger.version()
+            count += await step()
+            await service.ledger.wait_for_change(version, 1.0)
+        return count
+    finally:
+        await service.close()

@@ -1,0 +1,205 @@
+"""The outbox dispatcher: claims due deliveries, sends them to hooks, settles them.
+
+A claim is a lease that is longer than any hook's timeout. If a worker crashes while sending, its lease
+expires and another worker retries: delivery is at least once.
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Protocol
+
+import structlog
+
+from receiver.delivery_policy import CircuitBreaker, TokenBucket, after_attempt, evaluate_when
+from receiver.destinations.base import Destination
+from receiver.destinations.outcome import Outcome
+from receiver.hook import PROGRESS, Hook
+from submitter.clock import Clock
+from submitter.errors import LedgerUnavailable
+from submitter.ledger.base import Delivery, Ledger, Settlement
+
+LEASE_MARGIN_S = 30
+
+log = structlog.get_logger("delivery")
+
+
+class DeliveryMetrics(Protocol):
+    """The metrics of deliveries."""
+
+    def delivery(self, hook: str, result: str, seconds: float) -> None:
+        """Observe the duration of an attempt, in seconds, by its result."""
+        ...
+
+    def breaker(self, hook: str, *, is_open: bool) -> None:
+        """Set whether a hook's circuit breaker is open."""
+        ...
+
+
+class Dispatcher:
+    """Claims, sends and settles deliveries. Each hook has a concurrency limit, so a slow hook delays no other."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        hooks: Sequence[Hook],
+        destinations: Mapping[str, Destination],
+        clock: Clock,
+        metrics: DeliveryMetrics | None = None,
+    ) -> None:
+        self._ledger = ledger
+        self._hooks = {hook.name: hook for hook in hooks}
+        self._destinations = destinations
+        self._clock = clock
+        self._metrics = metrics
+        self._sending: dict[str, set[tuple[int, int]]] = {hook.name: set() for hook in hooks}
+        self._breakers = {hook.name: CircuitBreaker() for hook in hooks}
+        self._attempts: set[asyncio.Task[None]] = set()
+        now_s = clock.now_s()
+        self._buckets = {
+            hook.name: TokenBucket(hook.rate, max(hook.rate, 1.0), now_s) for hook in hooks if hook.rate is not None
+        }
+        timeouts = max((hook.timeout_s for hook in hooks), default=0)
+        self._lease_ms = int((timeouts + LEASE_MARGIN_S) * 1000)
+        self.attempts_started = 0
+        self.is_behind = False
+        """Whether the last claim used up a hook's capacity, so that more of its deliveries may be due now."""
+
+    async def dispatch(self, started: set[asyncio.Task[None]] | None = None) -> float | None:
+        """Start every due attempt within capacity; return the seconds until the next is due, or None.
+
+        The attempts are added to `started`, for a caller that waits for its own attempts only. An
+        attempt ends with a commit, which wakes the callers of `wait_for_change`.
+        """
+        now_ms = self._clock.now_ms()
+        capacities = {name: self._capacity(hook, now_ms / 1000) for name, hook in self._hooks.items()}
+        subscriptions = [hook.subscription(capacities[name]) for name, hook in self._hooks.items()]
+        claimed = await self._ledger.claim_deliveries(subscriptions, now_ms, self._lease_ms)
+        claimed_of = Counter(delivery.hook for delivery in claimed.items)
+        self.is_behind = any(capacity > 0 and claimed_of[name] == capacity for name, capacity in capacities.items())
+        for delivery in claimed.items:
+            self.attempts_started += 1
+            self._sending[delivery.hook].add((delivery.id, delivery.attempts))
+            attempt = asyncio.create_task(self._attempt(delivery))
+            # If it is cancelled before its first step, only this callback frees its slot.
+            attempt.add_done_callback(partial(self._free_slot, delivery))
+            self._attempts.add(attempt)
+            if started is not None:
+                started.add(attempt)
+            attempt.add_done_callback(self._attempts.discard)
+            if delivery.hook in self._buckets:
+                self._buckets[delivery.hook] = self._buckets[delivery.hook].take(1)
+        waits_s = [bucket.next_s for name, bucket in self._buckets.items() if bucket.next_s > 0]
+        probes_s = [breaker.until_s for breaker in self._breakers.values() if breaker.until_s is not None]
+        waits_s.extend(until_s - now_ms / 1000 for until_s in probes_s if until_s > now_ms / 1000)
+        if claimed.next_due_ms is not None:
+            waits_s.append(max(0.0, (claimed.next_due_ms - self._clock.now_ms()) / 1000))
+        return min(waits_s, default=None)
+
+    def _capacity(self, hook: Hook, now_s: float) -> int:
+        sending = len(self._sending[hook.name])
+        capacity = hook.concurrency - sending
+        bucket = self._buckets.get(hook.name)
+        if bucket is not None:
+            self._buckets[hook.name] = bucket = bucket.at(now_s)
+            capacity = min(capacity, int(bucket.tokens))
+        return self._breakers[hook.name].capacity(max(capacity, 0), sending, now_s)
+
+    async def _attempt(self, delivery: Delivery) -> None:
+        hook = self._hooks[delivery.hook]
+        outcome = None
+        try:
+            skip_reason = await self._skip_reason(hook, delivery)
+            if skip_reason is None:
+                outcome, settlement = await self._send(hook, delivery)
+            else:
+                log.info("delivery.skipped", hook=hook.name, event_id=delivery.event.id, reason=skip_reason)
+                settlement = Settlement("done")
+        except LedgerUnavailable as error:
+            log.error("delivery.unsettled", hook=hook.name, event_id=delivery.event.id, reason=str(error))
+            return
+        finally:
+            self._free_slot(delivery)  # before settling, which wakes the next claim
+        try:
+            await self._ledger.settle(delivery, settlement)
+            if outcome is not None:
+                await self._update_breaker(hook, outcome)
+        except LedgerUnavailable as error:
+            log.error("delivery.unsettled", hook=hook.name, event_id=delivery.event.id, reason=str(error))
+
+    def _free_slot(self, delivery: Delivery, _: object = None) -> None:
+        """Free the slot of an attempt. Idempotent."""
+        self._sending[delivery.hook].discard((delivery.id, delivery.attempts))
+
+    async def _send(self, hook: Hook, delivery: Delivery) -> tuple[Outcome, Settlement]:
+        """Send the event; return the outcome, and how to settle the delivery."""
+        started_s = self._clock.now_s()
+        try:
+            async with self._clock.timeout(hook.timeout_s):  # limits the whole attempt; httpx's limits each read
+                outcome = await self._destinations[hook.name].send(delivery.event, started_s)
+        except TimeoutError:
+            outcome = Outcome(False, f"no answer within {hook.timeout_s:g} s")
+        except Exception as error:  # noqa: BLE001 - a broken destination must not stop the others
+            outcome = Outcome(False, f"{type(error).__name__}: {error}"[:500])
+        now_ms = self._clock.now_ms()
+        settlement = after_attempt(outcome, delivery, hook, now_ms, self._clock.chance())
+        if self._metrics is not None:
+            self._metrics.delivery(hook.name, settlement.state, now_ms / 1000 - started_s)
+        log.info(
+            "delivery.attempted",
+            hook=hook.name,
+            event_id=delivery.event.id,
+            type=delivery.event.type,
+            external_task_id=delivery.event.external_task_id,
+            attempt=delivery.attempts,
+            result=settlement.state,
+            answer=outcome.answer,
+            seconds=round(now_ms / 1000 - started_s, 3),
+        )
+        return outcome, settlement
+
+    async def _update_breaker(self, hook: Hook, outcome: Outcome) -> None:
+        """Open or close the hook's circuit breaker. A final failure is about the event and does not count."""
+        if outcome.is_final:
+            return
+        before = self._breakers[hook.name]
+        after = before.after(is_delivered=outcome.is_delivered, now_s=self._clock.now_s(), chance=self._clock.chance())
+        self._breakers[hook.name] = after
+        if after.until_s == before.until_s:
+            return
+        if self._metrics is not None:
+            self._metrics.breaker(hook.name, is_open=after.until_s is not None)
+        if after.until_s is None:
+            log.info("hook.resumed", hook=hook.name)
+            await self._ledger.pause(hook.name, None)
+        else:
+            pause_s = round(after.until_s - self._clock.now_s(), 1)
+            log.warning("hook.paused", hook=hook.name, pause_s=pause_s, reason=outcome.answer)
+            await self._ledger.pause(hook.name, int(after.until_s * 1000), outcome.answer)
+
+    async def _skip_reason(self, hook: Hook, delivery: Delivery) -> str | None:
+        """Return why the hook does not want this delivery; None means that it does."""
+        when = evaluate_when(hook, delivery.event)
+        if when.error is not None:
+            log.warning("hook.when_failed", hook=hook.name, event_id=delivery.event.id, reason=when.error)
+        if not when.is_wanted:
+            return "`when` is false for this event"
+        if hook.latest_only and delivery.event.type in PROGRESS:
+            task = await self._ledger.get(delivery.event.external_task_id)
+            if task.sequence > delivery.event.sequence:
+                return "`latest_only`: the task has a later event"
+        return None
+
+    async def finish(self, timeout_s: float | None = None) -> None:
+        """Wait for the attempts in flight; cancel them after `timeout_s`, to be retried once their leases expire."""
+        if not self._attempts:
+            return
+        _, pending = await asyncio.wait(self._attempts, timeout=timeout_s)
+        for attempt in pending:
+            attempt.cancel()
+
+    async def close(self) -> None:
+        """Close every destination."""
+        for destination in self._destinations.values():
+            await destination.close()

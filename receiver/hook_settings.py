@@ -1,0 +1,156 @@
+"""Parses the `[[hook]]` tables of relay.toml into hooks, and reports every problem."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from receiver.destinations import kinds
+from receiver.hook import EVENTS, SCHEDULE_S, Hook
+from receiver.signature import Secret, read_secret
+from submitter.errors import InvalidSettings, Problem
+
+if TYPE_CHECKING:
+    from jmespath.parser import ParsedResult
+
+NAMES = (
+    "name", "url", "events", "when", "latest_only", "secret", "mode", "signature", "schedule", "timeout_s",
+    "concurrency", "rate",
+)  # fmt: skip
+
+
+def read_hooks(
+    tables: Sequence[Any], follow: Callable[[str, str], str | None], problems: list[Problem]
+) -> tuple[Hook, ...]:
+    """Return the hooks that have no problem; append the problems of the others to `problems`.
+
+    `follow(field, text)` returns `text`, with `env:NAME` or `file:PATH` resolved; None when that failed.
+    """
+    hooks: dict[str, Hook] = {}
+    for position, table in enumerate(tables if isinstance(tables, list) else [tables], start=1):
+        found: list[Problem] = []
+        name = table.get("name") if isinstance(table, dict) else None
+        where = f"hook[{name or position}]"
+        if not isinstance(table, dict):
+            found.append(Problem(where, repr(table)[:80], "a table", "Write [[hook]] and the fields below it."))
+        elif not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", name):
+            found.append(Problem(f"{where}.name", repr(name), "1 to 64 of A-Z a-z 0-9 _ . -", "Set `name`."))
+        elif name in hooks:
+            found.append(Problem(f"{where}.name", repr(name), "a unique name", "Rename one of the hooks."))
+        else:
+            hook = _hook(where, name, table, follow, found)
+            if not found:
+                hooks[name] = hook
+        problems.extend(found)
+    return tuple(hooks.values())
+
+
+def _hook(
+    where: str, name: str, table: Mapping[str, Any], follow: Callable[[str, str], str | None], found: list[Problem]
+) -> Hook:
+    def require(field: str, is_good: bool, limit: str, remedy: str) -> None:
+        if not is_good:
+            found.append(Problem(f"{where}.{field}", repr(table.get(field)), limit, remedy))
+
+    known = f"one of {', '.join(NAMES)}"
+    unknown = sorted(set(table) - set(NAMES))
+    found.extend(Problem(f"{where}.{field}", "unknown field", known, "Correct or remove it.") for field in unknown)
+    url = table.get("url")
+    resolved = (follow(f"{where}.url", url) or "") if isinstance(url, str) else ""
+    scheme = urlsplit(resolved).scheme
+    kind = kinds().get(scheme)
+    if kind is None:
+        known = f"a URL with one of {', '.join(kinds())}"
+        found.append(Problem(f"{where}.url", f"scheme {scheme!r}", known, "Set `url` to the destination's full URL."))
+    elif kind.has_host and not urlsplit(resolved).hostname:
+        found.append(Problem(f"{where}.url", f"{scheme}://", f"{scheme}://host/...", "Add the host."))
+    elif "secret" in table and not kind.signs:
+        limit, remedy = "only HTTP hooks are signed", "Remove `secret`: a bus is secured by its own credentials."
+        found.append(Problem(f"{where}.secret", f"with {scheme}:", limit, remedy))
+    events = table.get("events")
+    is_list = events is None or (isinstance(events, list) and all(isinstance(event, str) for event in events))
+    require("events", is_list and set(events or ()) <= set(EVENTS), f"a list of {', '.join(EVENTS)}", "Use only these.")
+    mode = table.get("mode", "structured")
+    require("mode", mode in ("structured", "binary"), "structured or binary", "Use one of them.")
+    schedule = table.get("schedule", list(SCHEDULE_S))
+    require(
+        "schedule",
+        isinstance(schedule, list) and bool(schedule) and all(_is_number(delay, 0) for delay in schedule),
+        "a list of seconds, one for each attempt",
+        "Use for example [0, 5, 60].",
+    )
+    timeout_s, rate = table.get("timeout_s", 15), table.get("rate")
+    concurrency = table.get("concurrency", 10 if kind is None else kind.concurrency)
+    require("timeout_s", _is_number(timeout_s, 0.1) and timeout_s <= 60, "0.1 to 60 seconds", "Use 0.1 to 60.")
+    is_count = isinstance(concurrency, int) and not isinstance(concurrency, bool) and 1 <= concurrency <= 1000
+    require("concurrency", is_count, "1 to 1000", "Use 1 to 1000.")
+    require("rate", rate is None or _is_number(rate, 0.001), "deliveries per second", "Use 0.001 or more.")
+    latest_only = table.get("latest_only", False)
+    require("latest_only", isinstance(latest_only, bool), "true or false", "Use one of them.")
+    when = _when(where, table.get("when"), found)
+    secrets = _secrets(where, table, follow, found)
+    if found:
+        return Hook(name, "")
+    return Hook(
+        name=name,
+        url=resolved,
+        events=None if events is None else frozenset(events),
+        secrets=secrets,
+        mode=mode,
+        schedule_s=tuple(float(delay) for delay in schedule),
+        timeout_s=float(timeout_s),
+        concurrency=concurrency,
+        rate=None if rate is None else float(rate),
+        ordered=kind is not None and kind.ordered,
+        when=when,
+        latest_only=latest_only,
+    )
+
+
+def _when(where: str, expression: object, found: list[Problem]) -> "ParsedResult | None":
+    """Compile a JMESPath expression over the event."""
+    if expression is None:
+        return None
+    import jmespath
+    from jmespath.exceptions import JMESPathError
+
+    try:
+        return jmespath.compile(str(expression))
+    except JMESPathError as error:
+        reason = str(error).partition("\n")[0]
+        remedy = "Use for example: data.vendor == 'kling' && data.metadata.env == 'live' (jmespath.org)."
+        found.append(Problem(f"{where}.when", repr(expression), f"a JMESPath expression: {reason}", remedy))
+        return None
+
+
+def _secrets(
+    where: str, table: Mapping[str, Any], follow: Callable[[str, str], str | None], found: list[Problem]
+) -> tuple[Secret, ...]:
+    references = table.get("secret", [])
+    secrets: list[Secret] = []
+    for reference in references if isinstance(references, list) else [references]:
+        if not isinstance(reference, str) or reference.partition(":")[0] not in ("env", "file"):
+            remedy = 'Keep the secret out of this file: set `secret` to "env:NAME" or "file:PATH".'
+            found.append(Problem(f"{where}.secret", "[hidden]", "env:NAME or file:PATH", remedy))
+            continue
+        for value in filter(None, (part.strip() for part in (follow(f"{where}.secret", reference) or "").split(","))):
+            try:
+                secrets.append(read_secret(f"{where}.secret", value))
+            except InvalidSettings as error:
+                found.extend(error.problems)
+    signature = table.get("signature", "v1")
+    schemes = {secret.scheme for secret in secrets}
+    if signature not in ("v1", "v1a"):
+        found.append(Problem(f"{where}.signature", repr(signature), "v1 or v1a", "Use one of them."))
+    elif signature == "v1" and schemes == {"v1a"}:
+        # Common verification libraries support only v1, and would reject a signature by v1a alone.
+        remedy = 'Add a whsec_ secret, or set signature = "v1a".'
+        found.append(Problem(f"{where}.secret", "only a whsk_ secret", "with a whsec_ secret", remedy))
+    elif signature == "v1a" and "v1a" not in schemes:
+        remedy = "Create one with `kling-relay keys new --for v1a`."
+        found.append(Problem(f"{where}.secret", "no whsk_ secret", "required by v1a", remedy))
+    return tuple(secret for secret in secrets if signature == "v1" or secret.scheme == "v1a")
+
+
+def _is_number(value: object, least: float) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value >= least

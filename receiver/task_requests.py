@@ -1,0 +1,110 @@
+"""`POST /events`: submits a task for each CloudEvent `task.requested`. Off without KLING_RELAY_EVENTS_TOKEN.
+
+Implements the CloudEvents HTTP Webhooks specification: the token comes as `Authorization: Bearer` or as
+the query parameter `access_token`, and OPTIONS is the abuse-protection handshake (also Event Grid's, for
+its CloudEvents schema). Event Grid's own schema has another handshake: a POST that is answered with its
+validation code. For the fields of an event see `submitter.request_event`.
+
+A 2xx means that the task is in the ledger. After any other answer the sender repeats the event, which
+creates no second task.
+"""
+
+import asyncio
+import hmac
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from receiver.problem import problem
+from submitter.errors import SubmissionUnknown
+from submitter.event import task_data
+from submitter.ledger.base import Tasks
+from submitter.request import MotionControl
+from submitter.request_event import read_http
+from submitter.task import Task
+
+BODY_LIMIT = 1024 * 1024
+BUDGET_S = 50.0  # less than the request timeouts of serverless platforms
+RETRY_AFTER_S = 30
+
+Submit = Callable[[MotionControl], Awaitable[Task]]
+
+
+class TaskRequests:
+    """The endpoint. `submit` creates a task from a request; callers must present `token`."""
+
+    def __init__(self, submit: Submit, ledger: Tasks, token: str) -> None:
+        self._submit = submit
+        self._ledger = ledger
+        self._token = token
+
+    async def __call__(self, request: Request) -> Response:
+        """Answer a handshake, or submit the tasks that the body requests."""
+        if not hmac.compare_digest(_token_of(request).encode(), self._token.encode()):
+            remedy = "Send `Authorization: Bearer <KLING_RELAY_EVENTS_TOKEN>`, or ?access_token=..."
+            return problem(401, "invalid events token", remedy)
+        if request.method == "OPTIONS":
+            return _allow(request)
+        body = await _read(request)
+        if body is None:
+            return problem(413, "body too large", f"Send at most {BODY_LIMIT} bytes, with media as URLs.")
+        if request.headers.get("aeg-event-type") == "SubscriptionValidation":
+            code = _validation_code(body)
+            if code is None:
+                return problem(400, "no validation code", "Send data.validationCode, as Event Grid does.")
+            return JSONResponse({"validationResponse": code})
+        requests = read_http(request.headers, body)
+        try:
+            async with asyncio.timeout(BUDGET_S):
+                # Wait for the whole batch, even if one fails: serverless platforms run nothing after a response.
+                tasks = await asyncio.gather(*map(self._submit_one, requests), return_exceptions=True)
+        except TimeoutError:
+            detail = f"No slot became free, or no vendor answered, within {BUDGET_S:g} s. Send the event again."
+            response = problem(503, "not submitted yet", detail)
+            response.headers["retry-after"] = str(RETRY_AFTER_S)
+            return response
+        errors = [task for task in tasks if isinstance(task, BaseException)]
+        if errors:
+            raise errors[0]
+        return JSONResponse({"tasks": [task_data(task) for task in tasks if isinstance(task, Task)]}, 202)
+
+    async def _submit_one(self, request: MotionControl) -> Task:
+        try:
+            return await self._submit(request)
+        except SubmissionUnknown:  # the task is in the ledger: the sender need not repeat
+            return await self._ledger.get(str(request.external_task_id))
+
+
+def _token_of(request: Request) -> str:
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    return token if scheme.lower() == "bearer" else request.query_params.get("access_token", "")
+
+
+def _allow(request: Request) -> Response:
+    """Answer the abuse-protection handshake: any caller with the token may send, at any rate."""
+    origin = request.headers.get("webhook-request-origin")
+    headers = {"allow": "POST, OPTIONS"}
+    if origin is not None:
+        headers |= {"webhook-allowed-origin": origin, "webhook-allowed-rate": "*"}
+    return Response(status_code=200, headers=headers)
+
+
+async def _read(request: Request) -> bytes | None:
+    """Return the body, or None when it exceeds BODY_LIMIT."""
+    body = b""
+    async for part in request.stream():
+        body += part
+        if len(body) > BODY_LIMIT:
+            return None
+    return body
+
+
+def _validation_code(body: bytes) -> str | None:
+    try:
+        code: Any = msgspec.json.decode(body)[0]["data"]["validationCode"]
+    except (msgspec.DecodeError, LookupError, TypeError):
+        return None
+    return code if isinstance(code, str) else None

@@ -1,0 +1,1 @@
+"""The PostgreSQL ledger (extra `postgres`)."""

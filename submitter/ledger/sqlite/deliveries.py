@@ -1,0 +1,178 @@
+"""Outbox and deliveries in SQLite: create, claim (lease), settle, replay, pause.
+
+Each function runs inside the ledger's transaction. Statements are set-based: see `ledger`.
+"""
+
+import sqlite3
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import msgspec
+
+from submitter.event import Event
+from submitter.ledger.base import HOOK_DISABLED, Claimed, Delivery, DeliveryState, HookState, Settlement, Subscription
+
+EVENTS_PER_CLAIM = 1000  # events that one claim takes from the outbox
+
+INSERT_DELIVERIES = """
+INSERT INTO deliveries (event_seq, hook, state, due_at_ms, last_error)
+SELECT seq, ?1, ?2, ?3, ?4 FROM events
+WHERE seq > ?5 AND seq <= ?6 AND (?7 IS NULL OR type IN (SELECT value FROM json_each(?7)))
+"""
+SELECT_DELIVERIES = """
+SELECT d.id, d.hook, d.state, d.attempts, d.due_at_ms, d.last_error,
+       e.id, e.type, e.external_task_id, e.sequence, e.time_ms, e.body
+FROM deliveries AS d JOIN events AS e ON e.seq = d.event_seq
+"""
+
+EARLIER_DUE = """
+SELECT 1 FROM events AS e2 JOIN deliveries AS d2 ON d2.event_seq = e2.seq AND d2.hook = d.hook
+WHERE e2.external_task_id = e.external_task_id AND e2.sequence < e.sequence AND d2.state = 'due'
+"""
+
+
+def claim(
+    db: sqlite3.Connection, subscriptions: Sequence[Subscription], now_ms: int, lease_ms: int
+) -> Claimed[Delivery]:
+    """Create deliveries for events in the outbox, then lease due deliveries."""
+    has_more = _create_deliveries(db, subscriptions, now_ms)
+    claimed: list[Delivery] = []
+    next_due = [now_ms] if has_more else []
+    for subscription in subscriptions:
+        found = _claim_for_hook(db, subscription, now_ms, lease_ms)
+        claimed.extend(found)
+        if len(found) < subscription.capacity:  # a hook at its capacity is claimed for again after a settle
+            row = db.execute(
+                "SELECT d.due_at_ms FROM deliveries AS d JOIN events AS e ON e.seq = d.event_seq"
+                f" WHERE d.state = 'due' AND d.hook = ? {_unblocked(subscription)} ORDER BY d.due_at_ms LIMIT 1",
+                (subscription.hook,),
+            ).fetchone()
+            next_due.extend([] if row is None else [row[0]])
+    return Claimed(claimed, min(next_due, default=None))
+
+
+def settle(db: sqlite3.Connection, delivery: Delivery, settlement: Settlement) -> bool:
+    """Store a claim's outcome if it is still held, and return whether it was; disable the hook on request."""
+    held = db.execute(
+        "UPDATE deliveries SET state = ?, due_at_ms = ?, last_error = ?"
+        " WHERE id = ? AND attempts = ? AND state = 'due'",
+        (settlement.state, settlement.due_at_ms, settlement.error, delivery.id, delivery.attempts),
+    ).rowcount
+    if settlement.disable_endpoint is not None:
+        db.execute(
+            "INSERT OR REPLACE INTO disabled (hook, target, reason) VALUES (?, ?, ?)",
+            (delivery.hook, settlement.disable_endpoint, settlement.error),
+        )
+        db.execute(
+            "UPDATE deliveries SET state = 'dead', last_error = ? WHERE hook = ? AND state = 'due'",
+            (f"{HOOK_DISABLED}{settlement.error}", delivery.hook),
+        )
+    return bool(held)
+
+
+def find(db: sqlite3.Connection, hook: str | None, state: DeliveryState | None, limit: int) -> list[Delivery]:
+    """Return deliveries, the newest first."""
+    sql = (
+        f"{SELECT_DELIVERIES} WHERE (?1 IS NULL OR d.hook = ?1) AND (?2 IS NULL OR d.state = ?2)"
+        " ORDER BY d.id DESC LIMIT ?3"
+    )
+    return [read_delivery(row) for row in db.execute(sql, (hook, state, limit))]
+
+
+def replay(db: sqlite3.Connection, hook: str, now_ms: int, external_task_id: str | None) -> int:
+    """Make a hook's dead letters due again and enable it; return their number."""
+    db.execute("DELETE FROM disabled WHERE hook = ?", (hook,))
+    return db.execute(
+        "UPDATE deliveries SET state = 'due', attempts = 0, due_at_ms = ?1"
+        " WHERE hook = ?2 AND state = 'dead' AND (?3 IS NULL OR event_seq IN"
+        " (SELECT seq FROM events WHERE external_task_id = ?3))",
+        (now_ms, hook, external_task_id),
+    ).rowcount
+
+
+def pause(db: sqlite3.Connection, hook: str, until_ms: int | None, reason: str) -> None:
+    """Record a pause, or (None) its end."""
+    if until_ms is None:
+        db.execute("DELETE FROM paused WHERE hook = ?", (hook,))
+    else:
+        db.execute("INSERT OR REPLACE INTO paused VALUES (?, ?, ?)", (hook, until_ms, reason))
+
+
+def hook_states(db: sqlite3.Connection, subscriptions: Iterable[Subscription]) -> list[HookState]:
+    """Return the state of each hook, in this order."""
+    counts = {
+        (hook, state): count
+        for hook, state, count in db.execute(
+            "SELECT hook, state, count(*) FROM deliveries WHERE state = 'due' GROUP BY hook"
+            " UNION ALL SELECT hook, state, count(*) FROM deliveries WHERE state = 'dead' GROUP BY hook"
+        )
+    }
+    paused = {hook: (until_ms, reason) for hook, until_ms, reason in db.execute("SELECT * FROM paused")}
+    states = []
+    for subscription in subscriptions:
+        until_ms, reason = paused.get(subscription.hook, (0, None))
+        due, dead = (counts.get((subscription.hook, state), 0) for state in ("due", "dead"))
+        states.append(HookState(subscription.hook, due, dead, _disabled(db, subscription), reason, until_ms))
+    return states
+
+
+def read_event(row: Sequence[Any]) -> Event:
+    """Return the event in the columns id, type, external_task_id, sequence, time_ms, body."""
+    id, type, external_task_id, sequence, time_ms, body = row
+    return Event(id, type, external_task_id, sequence, time_ms, body.encode())
+
+
+def read_delivery(row: Sequence[Any]) -> Delivery:
+    """Return the delivery in a row of SELECT_DELIVERIES."""
+    id, hook, state, attempts, due_at_ms, last_error = row[:6]
+    return Delivery(id, hook, read_event(row[6:]), state, attempts, due_at_ms, last_error)
+
+
+def _disabled(db: sqlite3.Connection, subscription: Subscription) -> str | None:
+    """Return why the hook's endpoint is disabled, or None."""
+    row = db.execute(
+        "SELECT reason FROM disabled WHERE hook = ? AND target = ?",
+        (subscription.hook, subscription.endpoint_fingerprint),
+    ).fetchone()
+    return None if row is None else str(row[0])
+
+
+def _create_deliveries(db: sqlite3.Connection, subscriptions: Sequence[Subscription], now_ms: int) -> bool:
+    """Create deliveries for the next events in the outbox; return whether there may be more events."""
+    after, upto, count = db.execute(
+        "SELECT routed.upto, max(seq), count(*) FROM routed, (SELECT seq FROM events"
+        " WHERE seq > (SELECT upto FROM routed) ORDER BY seq LIMIT ?)",
+        (EVENTS_PER_CLAIM,),
+    ).fetchone()
+    if not count:
+        return False
+    for subscription in subscriptions:
+        reason = _disabled(db, subscription)
+        state, error = ("due", "") if reason is None else ("dead", f"{HOOK_DISABLED}{reason}")
+        types = None if subscription.events is None else msgspec.json.encode(sorted(subscription.events)).decode()
+        db.execute(INSERT_DELIVERIES, (subscription.hook, state, now_ms, error, after, upto, types))
+    db.execute("UPDATE routed SET upto = ?", (upto,))
+    return bool(count == EVENTS_PER_CLAIM)
+
+
+def _unblocked(subscription: Subscription) -> str:
+    """Return the SQL condition that no earlier event of the task blocks a delivery to an ordered hook."""
+    return f"AND NOT EXISTS ({EARLIER_DUE})" if subscription.ordered else ""
+
+
+def _claim_for_hook(db: sqlite3.Connection, subscription: Subscription, now_ms: int, lease_ms: int) -> list[Delivery]:
+    if subscription.capacity <= 0:
+        return []
+    rows = db.execute(
+        f"{SELECT_DELIVERIES} WHERE d.hook = ? AND d.state = 'due' AND d.due_at_ms <= ? {_unblocked(subscription)}"
+        " ORDER BY d.due_at_ms, d.id LIMIT ?",
+        (subscription.hook, now_ms, subscription.capacity),
+    ).fetchall()
+    if not rows:
+        return []
+    ids = msgspec.json.encode([row[0] for row in rows]).decode()
+    db.execute(
+        "UPDATE deliveries SET attempts = attempts + 1, due_at_ms = ? WHERE id IN (SELECT value FROM json_each(?))",
+        (now_ms + lease_ms, ids),
+    )
+    return [msgspec.structs.replace(read_delivery(row), attempts=row[3] + 1) for row in rows]

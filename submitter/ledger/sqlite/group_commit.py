@@ -1,0 +1,155 @@
+"""Group commit: one thread writes the operations of many callers in one transaction, with one fsync.
+
+Each caller gets its result after the commit.
+"""
+
+import asyncio
+import queue
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import msgspec
+
+from submitter.errors import LedgerUnavailable, RelayError
+from submitter.transition import Decide
+
+GROUP_MAX = 512  # a group of this size is handed over without waiting for more callers
+
+
+class Operation(msgspec.Struct):
+    """A waiting caller's write: either `run`, or `decide` for the task `external_task_id`."""
+
+    future: "asyncio.Future[Any]"
+    loop: asyncio.AbstractEventLoop
+    run: Callable[[sqlite3.Connection], Any] | None = None
+    external_task_id: str = ""
+    decide: Decide | None = None
+    outcome: Any = None
+
+
+class GroupWriter:
+    """The writer thread of one SQLite connection.
+
+    `apply_all` runs a group's decisions and stores their results. `on_commit` is called on the
+    event loop after each group.
+    """
+
+    def __init__(
+        self,
+        db: sqlite3.Connection,
+        name: str,
+        *,
+        apply_all: Callable[[sqlite3.Connection, list[Operation]], None],
+        on_commit: Callable[[], None],
+    ) -> None:
+        self._db = db
+        self._name = name
+        self._apply_all = apply_all
+        self._on_commit = on_commit
+        self._pending: list[Operation] = []
+        self._writing = False
+        self._groups: queue.SimpleQueue[list[Operation] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._write_loop, name="ledger-write", daemon=True)
+        self._thread.start()
+
+    def submit(
+        self,
+        *,
+        run: Callable[[sqlite3.Connection], Any] | None = None,
+        external_task_id: str = "",
+        decide: Decide | None = None,
+    ) -> "asyncio.Future[Any]":
+        """Add an operation to the next transaction; return the future of its result."""
+        loop = asyncio.get_running_loop()
+        future = loop.create_future()
+        if not self._pending and not self._writing:
+            loop.call_soon(self._hand_over, loop, 0)
+        self._pending.append(Operation(future, loop, run, external_task_id, decide))
+        return future
+
+    def _hand_over(self, loop: asyncio.AbstractEventLoop, seen: int) -> None:
+        """Pass the pending operations to the writer thread, once the loop has no more callers ready.
+
+        A writer that wakes for each operation competes with the loop for the interpreter lock (GIL)
+        and commits groups of one. One group is written at a time; the next one collects meanwhile.
+        """
+        if seen < len(self._pending) < GROUP_MAX:
+            loop.call_soon(self._hand_over, loop, len(self._pending))
+        elif self._pending and not self._writing:
+            self._writing = True
+            self._groups.put(self._pending)
+            self._pending = []
+
+    def _write_loop(self) -> None:
+        while (group := self._groups.get()) is not None:
+            self._commit(group)
+            self._return_outcomes(group)
+
+    def _commit(self, group: list[Operation]) -> None:
+        try:
+            with transaction(self._db) as db:
+                for operation in group:
+                    if operation.run is not None:
+                        operation.outcome = _outcome(operation.run, db)
+                self._apply_all(db, [operation for operation in group if operation.decide is not None])
+        except Exception as error:  # noqa: BLE001 - raised to the caller; the thread must survive it
+            if len(group) > 1:  # commit one by one, so that a bad operation fails alone
+                for operation in group:
+                    self._commit([operation])
+            elif isinstance(error, sqlite3.Error):
+                group[0].outcome = LedgerUnavailable(f"could not write to the ledger {self._name!r}: {error}")
+            else:
+                group[0].outcome = error
+
+    def _return_outcomes(self, group: list[Operation]) -> None:
+        by_loop: dict[asyncio.AbstractEventLoop, list[Operation]] = {}
+        for operation in group:
+            by_loop.setdefault(operation.loop, []).append(operation)
+        for loop, operations in by_loop.items():
+            try:
+                loop.call_soon_threadsafe(self._resolve, operations)
+            except RuntimeError:  # the loop was closed during the write: no caller waits any more
+                self._writing = False
+
+    def _resolve(self, operations: list[Operation]) -> None:
+        for operation in operations:
+            if operation.future.done():
+                continue
+            if isinstance(operation.outcome, Exception):
+                operation.future.set_exception(operation.outcome)
+            else:
+                operation.future.set_result(operation.outcome)
+        self._on_commit()
+        self._writing = False
+        if self._pending:
+            loop = asyncio.get_running_loop()
+            loop.call_soon(self._hand_over, loop, 0)
+
+    async def close(self) -> None:
+        """Write the pending operations, then stop the thread."""
+        self._groups.put(self._pending)
+        self._groups.put(None)  # stops the write loop
+        await asyncio.to_thread(self._thread.join)
+
+
+@contextmanager
+def transaction(db: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
+    """Run a block in a write transaction: commit at its end, roll back if it raises."""
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        yield db
+        db.execute("COMMIT")
+    except BaseException:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+        raise
+
+
+def _outcome(run: Callable[[sqlite3.Connection], Any], db: sqlite3.Connection) -> Any:
+    try:
+        return run(db)
+    except RelayError as error:
+        return error

@@ -1,0 +1,1 @@
+"""Media files: probe reference media, publish local files, download results."""

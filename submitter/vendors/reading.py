@@ -1,0 +1,57 @@
+"""Tolerant JSON parsing: returns a field as the requested type, or None. Pure."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from submitter.errors import Unintelligible
+
+
+def read_object(body: bytes | str) -> dict[str, Any]:
+    """Parse a JSON object; raise Unintelligible for anything else."""
+    try:
+        value = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+        raise Unintelligible(f"not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise Unintelligible(f"expected a JSON object, not {type(value).__name__}")
+    return value
+
+
+def object_or_empty(body: bytes) -> dict[str, Any]:
+    """Parse a JSON object; return an empty one for anything else."""
+    try:
+        return read_object(body)
+    except Unintelligible:
+        return {}
+
+
+def text(source: Mapping[str, Any], name: str) -> str | None:
+    """Return a field as text: vendors send ids and amounts as strings or numbers. None for "" and null."""
+    value = source.get(name)
+    if type(value) is str:
+        return value or None
+    return str(value) if type(value) in (int, float) else None
+
+
+def number(source: Mapping[str, Any], name: str) -> float | None:
+    """Return a field as a finite number, parsed from a number or a string; None for anything else."""
+    try:
+        value = float(text(source, name) or "")
+    except ValueError:
+        return None
+    return value if abs(value) < 1e18 else None
+
+
+def objects(source: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
+    """Return the objects in a field that holds a list or a single object; empty for anything else."""
+    value = source.get(name)
+    found = value if isinstance(value, list) else [value]
+    return [item for item in found if isinstance(item, dict)]
+
+
+def inner(source: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return the object in a field; empty for anything else."""
+    value = source.get(name)
+    return value if isinstance(value, dict) else {}

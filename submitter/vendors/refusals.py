@@ -1,0 +1,62 @@
+"""Classifies a vendor's errors: remedy, retryable, eligible for failover, ambiguous for a create. Pure."""
+
+import msgspec
+
+from submitter.callback_url import redact
+from submitter.errors import SubmissionUnknown, VendorRefused
+from submitter.vendors.base import HttpAnswer
+
+
+class Rule(msgspec.Struct, frozen=True):
+    """The classification of one error of a vendor.
+
+    `retryable`: the same request may succeed later without human action. `failover`: another vendor may
+    accept it. `ambiguous`: in answer to a create, it leaves open whether a task was created.
+    """
+
+    remedy: str
+    retryable: bool = False
+    failover: bool = False
+    ambiguous: bool = False
+
+
+def rule_of(status: int, name: str) -> Rule:
+    """Return the rule of an HTTP status, for errors without a known error code."""
+    match status:
+        case 401:
+            return Rule(f"Check {name.upper()}_API_KEY.", failover=True)
+        case 402:
+            return Rule(f"The balance at {name} is used up. Top it up.", failover=True)
+        case 403:
+            return Rule(f"This key has no permission for this model. Request it from {name}.", failover=True)
+        case 404:
+            return Rule(f"Check {name.upper()}_BASE_URL.")
+        case 408:
+            return Rule("The vendor timed out. Try again later.", retryable=True, ambiguous=True)
+        case 429:
+            return Rule("Too many requests. It is retried automatically.", retryable=True)
+        case _ if status >= 500 or status < 400:  # a 2xx or 3xx that is no success is just as ambiguous
+            return Rule(f"{name} has an outage. Try again later.", retryable=True, ambiguous=True)
+    return Rule("Correct the request.")
+
+
+def refusal(name: str, answer: HttpAnswer, rule: Rule, *, code: str, message: str) -> VendorRefused:
+    """Return the exception for a vendor's error answer."""
+    retry_after = answer.headers.get("retry-after", "")
+    return VendorRefused(
+        name,
+        http_status=answer.status,
+        code=code,
+        message=redact(message)[:500],
+        remedy=rule.remedy,
+        retryable=rule.retryable,
+        failover=rule.failover,
+        retry_after_s=float(retry_after) if retry_after.isascii() and retry_after.isdigit() else None,
+    )
+
+
+def refused_create(refused: VendorRefused, rule: Rule) -> VendorRefused | SubmissionUnknown:
+    """Return the exception for a refused create: VendorRefused, or SubmissionUnknown if it is ambiguous."""
+    if rule.ambiguous:
+        return SubmissionUnknown(f"{refused.vendor} may have created the task: {refused}", refused)
+    return refused

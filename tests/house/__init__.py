@@ -1,0 +1,1 @@
+"""Checks of the repository itself: layout, words, documentation. `make check` runs them."""
