@@ -29,7 +29,7 @@ from submitter.sandbox.kling_wire import ACCESS_KEY, SECRET_KEY
 from submitter.sandbox.server import all_listening, free_socket
 from submitter.submit import Submitter
 from submitter.submitted_task import SubmittedTask
-from submitter.task import TaskStatus
+from submitter.task import Task, TaskStatus
 from tests.clock import SkippingClock
 
 KEY = base64.b64encode(b"k" * 32).decode()
@@ -139,7 +139,7 @@ class World:
     def stand_in(self, vendor: str) -> Sandbox:
         """Return a vendor's sandbox; create it at the first call."""
         if vendor not in self.sandboxes:
-            made = sandbox_class(vendor)(pace_s=0.02, slots=1000, secret=WEBHOOK_SECRET)
+            made = sandbox_class(vendor)(pace_s=0.02, slots=1000, secret=WEBHOOK_SECRET, clock=self.clock)
             self.sandboxes[vendor] = made
         return self.sandboxes[vendor]
 
@@ -159,6 +159,12 @@ class World:
     def faults(self, **faults: Any) -> None:
         for sandbox in self.sandboxes.values():
             sandbox.set_faults(Faults(**faults))
+
+    async def skip_to_end(self, task: SubmittedTask) -> Task:
+        """Skip time, in steps that leave the loops time to poll, until the task is settled; return it."""
+        settled = asyncio.create_task(task.result())
+        await self.clock.skip_until(settled.done, step_s=60)
+        return await settled
 
     def open_ledger(self) -> Ledger:
         return open_ledger(self.environ["KLING_RELAY_LEDGER"])

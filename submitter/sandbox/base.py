@@ -6,7 +6,6 @@ tests. It subclasses `Sandbox` with the vendor's routes, statuses and error code
 
 import asyncio
 import itertools
-import time
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -19,6 +18,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from submitter.clock import Clock
 from submitter.sandbox.faults import Dice, Faults
 from submitter.sandbox.studio import MediaRules, Refusal, RenderRequest, Studio
 
@@ -33,13 +33,13 @@ class Job:
     were sent, each as `status:HTTP status` or `status:error`.
     """
 
-    def __init__(self, id: str, request: RenderRequest, api_version: int) -> None:
+    def __init__(self, id: str, request: RenderRequest, api_version: int, created_ms: int) -> None:
         self.id = id
         self.request = request
         self.api_version = api_version
         self.status = "submitted"
         self.message = ""
-        self.created_ms = self.updated_ms = now_ms()
+        self.created_ms = self.updated_ms = created_ms
         self.duration_s = 0.0
         self.result = b""
         self.has_url = True
@@ -72,8 +72,15 @@ class Sandbox(ABC):
     """Backoff of a callback that was not answered 2xx: the pause before each retry, in multiples of `pace_s`."""
 
     def __init__(
-        self, *, faults: Faults | None = None, pace_s: float = 1.0, slots: int = 5, secret: str | None = None
+        self,
+        *,
+        faults: Faults | None = None,
+        pace_s: float = 1.0,
+        slots: int = 5,
+        secret: str | None = None,
+        clock: Clock | None = None,
     ) -> None:
+        self.clock = clock or Clock()
         self.faults = faults or Faults()
         self.pace_s = pace_s
         self.slots = slots
@@ -83,7 +90,7 @@ class Sandbox(ABC):
         self.by_external_id: dict[str, Job] = {}
         self.counts: Counter[str] = Counter()
         self._dice = Dice(self.faults.seed)
-        self._numbers = itertools.count(time.time_ns() // 10)
+        self._numbers = itertools.count(self.clock.now_ms() * 100_000)
         self._running: set[asyncio.Task[None]] = set()
         self._studio = Studio()
         self._client = httpx.AsyncClient(timeout=15, trust_env=False)
@@ -122,7 +129,7 @@ class Sandbox(ABC):
             return
         body = notification.body
         for pause in (0.0, *self.retry_after_s):
-            await asyncio.sleep(pause * self.pace_s)
+            await self.clock.sleep(pause * self.pace_s)
             if 200 <= await self.post(job, notification.status, url, body, self.sign(body)) < 300:
                 break
         if self._dice.happens(self.faults.forge):
@@ -170,7 +177,7 @@ class Sandbox(ABC):
             job = self.jobs.get(request.path_params["id"])
             if job is None or not job.result:
                 return JSONResponse({"code": "NoSuchKey"}, 404)
-            if now_ms() - job.updated_ms > self.faults.expire_s * 1000:
+            if self.clock.now_ms() - job.updated_ms > self.faults.expire_s * 1000:
                 return JSONResponse({"code": "AccessDenied", "message": "Request has expired"}, 403)
             return Response(job.result, media_type="video/mp4")
 
@@ -216,7 +223,7 @@ class Sandbox(ABC):
             raise Refusal("invalid", f"External_task_id {request.external_id} already exists")
         if sum(job.is_open for job in self.jobs.values()) >= self.slots:
             raise Refusal("capacity", "parallel task over resource pack limit")
-        job = Job(self.new_id(), request, api_version)
+        job = Job(self.new_id(), request, api_version, self.clock.now_ms())
         self.jobs[job.id] = job
         if request.external_id:
             self.by_external_id[request.external_id] = job
@@ -231,9 +238,9 @@ class Sandbox(ABC):
     async def _inject_create_faults(self) -> None:
         """Delay or lose the answer to a create that was accepted."""
         if self._dice.happens(self.faults.create_never):
-            await asyncio.sleep(3600)
+            await self.clock.sleep(3600)
         if self._dice.happens(self.faults.create_late):
-            await asyncio.sleep(self.faults.late_s)
+            await self.clock.sleep(self.faults.late_s)
         if self._dice.happens(self.faults.create_5xx):
             raise Refusal("outage", "internal server error")
 
@@ -244,10 +251,10 @@ class Sandbox(ABC):
         reordered = self._dice.happens(self.faults.reorder)
         rendering = asyncio.create_task(self._studio.render(job.request, image, video))
         await self._notify(job, held, hold=False)
-        await asyncio.sleep(self.pace_s)
+        await self.clock.sleep(self.pace_s)
         self._set_status(job, "processing")
         await self._notify(job, held, hold=reordered)
-        await asyncio.sleep(2 * self.pace_s)
+        await self.clock.sleep(2 * self.pace_s)
         job.result, job.duration_s = await rendering
         if not job.is_open:  # cancelled meanwhile
             return
@@ -262,7 +269,7 @@ class Sandbox(ABC):
 
     def _set_status(self, job: Job, status: str) -> None:
         job.status = status
-        job.updated_ms = max(now_ms(), job.updated_ms + 1)
+        job.updated_ms = max(self.clock.now_ms(), job.updated_ms + 1)
         notifies = self.callback_body(job) is not None
         log.info("sandbox.task", vendor=self.name, task_id=job.id, status=status, notifies=notifies)
 
@@ -281,7 +288,7 @@ class Sandbox(ABC):
                 continue
             for _ in range(2 if self._dice.happens(self.faults.repeat) else 1):
                 if self.faults.delay_s:
-                    await asyncio.sleep(self.faults.delay_s)
+                    await self.clock.sleep(self.faults.delay_s)
                 await self.notify(job, notification)
         held.clear()
 
@@ -301,8 +308,3 @@ class Sandbox(ABC):
             return 0
         job.callbacks.append(f"{status}:{answer.status_code}")
         return answer.status_code
-
-
-def now_ms() -> int:
-    """Return the time in Unix milliseconds."""
-    return time.time_ns() // 1_000_000

@@ -5,7 +5,6 @@ It is written from the documentation and shares no code with the adapter that it
 
 import base64
 import hmac
-import time
 from collections.abc import Awaitable, Callable
 from decimal import Decimal
 from typing import Any, ClassVar
@@ -14,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from submitter.sandbox.base import Job, Notification, Sandbox, now_ms
+from submitter.sandbox.base import Job, Notification, Sandbox
 from submitter.sandbox.kling_wire import (
     CODES,
     CodedRefusal,
@@ -59,7 +58,7 @@ class KlingSandbox(Sandbox):
 
     def authenticate(self, request: Request) -> None:
         takes_jwt = any(part in request.url.path for part in (V1, "/account/"))
-        authenticate(request.headers.get("authorization", ""), takes_jwt)
+        authenticate(request.headers.get("authorization", ""), takes_jwt, self.clock.now_s())
 
     def callback_body(self, job: Job) -> Any:
         url = self.result_url(job)
@@ -69,7 +68,7 @@ class KlingSandbox(Sandbox):
         headers = super().sign(content)
         if self.secret is None:
             return headers
-        id, timestamp = self.new_id(), str(int(time.time()))
+        id, timestamp = self.new_id(), str(self.clock.now_ms() // 1000)
         key = base64.b64decode(self.secret.removeprefix("whsec_"))
         signature = base64.b64encode(hmac.digest(key, f"{id}.{timestamp}.".encode() + content, "sha256")).decode()
         return headers | {"webhook-id": id, "webhook-timestamp": timestamp, "webhook-signature": f"v1,{signature}"}
@@ -180,8 +179,8 @@ class KlingSandbox(Sandbox):
 
     async def _list_v2(self, request: Request) -> dict[str, Any]:
         body = await self.json(request)
-        start = int(body.get("start_time") or now_ms() - 30 * 86_400_000)
-        end = int(body.get("end_time") or now_ms() + 1)
+        start = int(body.get("start_time") or self.clock.now_ms() - 30 * 86_400_000)
+        end = int(body.get("end_time") or self.clock.now_ms() + 1)
         limit = min(int(body.get("limit") or 500), 500)
         wanted = {v for f in body.get("filters") or [] if f.get("key") == "status" for v in f.get("values", [])}
         rows = [
@@ -224,7 +223,7 @@ class KlingSandbox(Sandbox):
             "resource_pack_type": "decreasing_total",
             "total_quantity": "10000",
             "remaining_quantity": str(10000 - spent),
-            "invalid_time": now_ms() + 30 * 86_400_000,
+            "invalid_time": self.clock.now_ms() + 30 * 86_400_000,
             "status": "online",
         }
         return {"code": 0, "msg": "", "resource_pack_subscribe_infos": [pack]}

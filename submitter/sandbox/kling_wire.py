@@ -3,7 +3,6 @@
 import base64
 import hmac
 import json
-import time
 from decimal import ROUND_HALF_UP, Decimal
 from typing import Any
 
@@ -105,7 +104,7 @@ def created_v2(job: Job) -> dict[str, Any]:
     }
 
 
-def authenticate(authorization: str, takes_jwt: bool) -> None:
+def authenticate(authorization: str, takes_jwt: bool, now_s: float) -> None:
     """Raise CodedRefusal for a wrong Authorization header. Takes an API key or, if `takes_jwt`, a JWT (HS256)."""
     if not authorization:
         raise CodedRefusal(401, 1001, "Authorization is empty")
@@ -126,9 +125,9 @@ def authenticate(authorization: str, takes_jwt: bool) -> None:
         raise CodedRefusal(401, 1002, "Authorization is not valid") from error
     if not is_signed or issuer != ACCESS_KEY:
         raise CodedRefusal(401, 1000, "signature is not valid")
-    if begins > time.time():
+    if begins > now_s:
         raise CodedRefusal(401, 1003, "Authorization is not valid yet")
-    if expires < time.time():
+    if expires < now_s:
         raise CodedRefusal(401, 1004, "Authorization has expired")
 
 
