@@ -27,11 +27,14 @@ class HandClock(Clock):
 
 
 class SkippingClock(Clock):
-    """Real time that a test can skip: sleeps, timeouts and waits whose end was skipped end at once."""
+    """Real time that a test can skip: sleeps and waits whose end was skipped end at once.
+
+    Timeouts stay real: they limit work that is under way, and that work takes real time.
+    """
 
     def __init__(self) -> None:
         self._skipped_s = 0.0
-        self._timeouts: set[asyncio.Timeout] = set()
+        self._waits: set[asyncio.Timeout] = set()
 
     def now_ms(self) -> int:
         return super().now_ms() + int(self._skipped_s * 1000)
@@ -43,33 +46,32 @@ class SkippingClock(Clock):
         return super().monotonic_s() + self._skipped_s
 
     async def sleep(self, seconds: float) -> None:
-        with suppress(TimeoutError):
-            async with self.timeout(seconds):
-                await asyncio.Event().wait()
-
-    @asynccontextmanager
-    async def timeout(self, seconds: float | None) -> AsyncIterator[asyncio.Timeout]:
-        async with asyncio.timeout(seconds) as timeout:
-            self._timeouts.add(timeout)
-            try:
-                yield timeout
-            finally:
-                self._timeouts.discard(timeout)
+        async with self._waiting(seconds):
+            await asyncio.Event().wait()
 
     async def wait_for_change(self, ledger: Changing, version: int, timeout_s: float | None) -> None:
+        async with self._waiting(timeout_s):
+            await ledger.wait_for_change(version, None)
+
+    @asynccontextmanager
+    async def _waiting(self, seconds: float | None) -> AsyncIterator[None]:
         with suppress(TimeoutError):
-            async with self.timeout(timeout_s):
-                await ledger.wait_for_change(version, None)
+            async with asyncio.timeout(seconds) as wait:
+                self._waits.add(wait)
+                try:
+                    yield
+                finally:
+                    self._waits.discard(wait)
 
     def skip(self, seconds: float) -> None:
         """Move on by `seconds`."""
         self._skipped_s += seconds
-        for timeout in self._timeouts:
-            when = timeout.when()
-            if when is not None and not timeout.expired():
-                timeout.reschedule(when - seconds)
+        for wait in self._waits:
+            when = wait.when()
+            if when is not None and not wait.expired():
+                wait.reschedule(when - seconds)
 
-    async def skip_until(self, is_reached: Callable[[], bool], *, step_s: float = 1.0, limit_s: float = 20) -> None:
+    async def skip_until(self, is_reached: Callable[[], bool], *, step_s: float = 1.0, limit_s: float = 60) -> None:
         """Move on by steps until something is reached; fail after `limit_s` real seconds."""
         async with asyncio.timeout(limit_s):
             while not is_reached():

@@ -68,7 +68,7 @@ class Inbox:
     def events(self) -> list[dict[str, Any]]:
         return [msgspec.json.decode(body) for _, body in self.requests]
 
-    async def until(self, count: int, timeout_s: float = 20) -> None:
+    async def until(self, count: int, timeout_s: float = 60) -> None:
         async with asyncio.timeout(timeout_s), self._got:
             await self._got.wait_for(lambda: len(self.requests) >= count)
 

@@ -45,7 +45,7 @@ class KafkaBroker:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not is_listening(self.port):
                 await asyncio.sleep(0.02)
         if authentication:

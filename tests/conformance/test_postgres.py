@@ -111,7 +111,7 @@ async def test_a_batch_is_rolled_back_when_its_connection_is_terminated(opened: 
         await db.execute(f'SELECT FROM "{schema}".tasks FOR UPDATE')
         waiting = [asyncio.create_task(ledger.apply(f"t{n}", report(TaskStatus.SUBMITTED))) for n in range(20)]
         terminated = 0
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not terminated:
                 await db.execute("SELECT pg_stat_clear_snapshot()")
                 terminated = await db.fetchval(

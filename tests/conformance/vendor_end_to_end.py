@@ -24,7 +24,7 @@ class EndToEnd:
         sandbox = world.stand_in(self.vendor)
         await world.start()
         task = await world.submitter.submit(world.request(vendor=self.vendor, metadata={"order": "42"}))
-        done = await task.result(timeout=20)
+        done = await task.result(timeout=60)
         assert (done.status, done.vendor) == (TaskStatus.SUCCEED, self.vendor)
         assert done.videos[0].url.startswith(sandbox.base_url)
         while "task.succeed" not in [event["type"] for event in world.inbox.events]:
@@ -38,7 +38,7 @@ class EndToEnd:
         world.stand_in(self.vendor)
         world.faults(fail=1, fail_reason="no person in the video")
         await world.start()
-        done = await (await world.submitter.submit(world.request(vendor=self.vendor))).result(timeout=20)
+        done = await (await world.submitter.submit(world.request(vendor=self.vendor))).result(timeout=60)
         assert (done.status, done.status_message) == (TaskStatus.FAILED, "no person in the video")
 
     async def test_a_lost_answer_to_create_never_creates_a_second_task(self, world: World) -> None:
@@ -60,7 +60,7 @@ class EndToEnd:
                 if not adapter.callbacks:  # no callback settles it, so an operator assigns the task
                     await world.submitter.adopt(f"order-{number}", list(sandbox.jobs)[number])
             task = await world.submitter.task(f"order-{number}")
-            done = await task.result(timeout=20)
+            done = await task.result(timeout=60)
             assert done.status is TaskStatus.SUCCEED
             assert sandbox.counts["created"] == number + 1
             await world.submitter.creator.http.close()
@@ -75,7 +75,7 @@ class EndToEnd:
         assert task.task.vendor == self._other()
         assert task.task.refused_by[0].vendor == self.vendor
         assert f"refused by {self.vendor}" in task.task.status_message
-        assert (await task.result(timeout=20)).status is TaskStatus.SUCCEED
+        assert (await task.result(timeout=60)).status is TaskStatus.SUCCEED
         assert (first.counts["created"], second.counts["created"]) == (0, 1)
 
     async def test_an_ambiguous_create_does_not_fail_over(self, world: World) -> None:

@@ -140,7 +140,7 @@ def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 async def test_a_vendor_plugin_works_end_to_end(packages: Path, world: World) -> None:
     acme = world.stand_in("acme")
     await world.start()
-    done = await (await world.submitter.submit(world.request(vendor="acme"))).result(timeout=20)
+    done = await (await world.submitter.submit(world.request(vendor="acme"))).result(timeout=60)
     assert (done.status, done.vendor) == (TaskStatus.SUCCEED, "acme")
     assert acme.counts["created"] == 1
     assert acme.counts["queries"] == 1  # its callback is unsigned, so a poll confirms the final status

@@ -26,7 +26,7 @@ async def test_a_result_is_copied_and_the_copy_emits_task_archived(world: World,
     archive_to(world, str(tmp_path / "results"))
     await world.start()
     task = await world.submitter.submit(world.request(watermark=True))
-    await task.result(timeout=20)
+    await task.result(timeout=60)
     await world.inbox.until(4)
     *_, archived = world.inbox.events
     assert (archived["type"], archived["sequence"]) == ("task.archived", "0000000004")
@@ -56,7 +56,7 @@ async def test_copies_are_stored_in_a_bucket_with_either_library(
     archive_to(world, f"s3://results-{library}/kling", 'events = ["task.succeed"]\n')
     await world.start()
     task = await world.submitter.submit(world.request())
-    await task.result(timeout=20)
+    await task.result(timeout=60)
     await world.inbox.until(4)
     (video,) = world.inbox.events[-1]["data"]["videos"]
     key = f"kling/{task.external_task_id}/0.mp4"
@@ -72,7 +72,7 @@ async def test_an_expired_result_becomes_a_dead_letter_with_the_http_error(world
     await world.start()
     world.faults(expire_s=0)
     task = await world.submitter.submit(world.request())
-    await task.result(timeout=20)
+    await task.result(timeout=60)
     ledger = world.open_ledger()
     found: list[Delivery] = []
     while not found:

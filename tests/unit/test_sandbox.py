@@ -130,7 +130,7 @@ async def test_tasks_are_queried_by_id_in_batches_and_listed_in_pages(world: Wor
 async def test_result_url_expires(world: World) -> None:
     world.faults(expire_s=0)
     await world.start()
-    done = await (await world.submitter.submit(world.request())).result(timeout=20)
+    done = await (await world.submitter.submit(world.request())).result(timeout=60)
     async with httpx.AsyncClient(trust_env=False) as client:
         answer = await client.get(done.videos[0].url)
     assert answer.status_code == 403
