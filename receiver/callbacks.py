@@ -18,8 +18,9 @@ from submitter.callback_url import redact_body
 from submitter.clock import Clock
 from submitter.errors import RelayError, TaskNotFound, Unintelligible, UrlUnknown
 from submitter.ledger.base import Quarantined, Tasks
+from submitter.observation import Unconfirmed
 from submitter.task import Task
-from submitter.transition import Report, Transition, Unconfirmed, transition
+from submitter.transition import Transition, is_about, transition
 
 BODY_LIMIT = 64 * 1024
 READ_TIMEOUT_S = 10.0
@@ -124,8 +125,11 @@ class CallbackEndpoint:
             return "ignored"
         observation = self._verifier.observation(vendor, report)
 
+        def is_ours(task: Task) -> bool:  # it may have failed over to another vendor, or have its id from a pruned one
+            return task.vendor == vendor and is_about(task, report)
+
         def decide(task: Task) -> Transition | None:
-            return transition(task, observation, now_ms) if _is_about(report, task, vendor) else None
+            return transition(task, observation, now_ms) if is_ours(task) else None
 
         try:
             applied = await self._ledger.apply(id, decide)
@@ -135,7 +139,7 @@ class CallbackEndpoint:
                 return "test"
             return await self._quarantine(vendor, id, body, "the ledger has no such task", now_ms)
         task = applied.task
-        if not _is_about(report, task, vendor):
+        if not is_ours(task):
             return await self._quarantine(vendor, id, body, f"about another task: {vendor} {report.task_id}", now_ms)
         if applied.transition is None:
             log.info("callback.unchanged", vendor=vendor, external_task_id=id, status=report.status.value)
@@ -153,11 +157,6 @@ class CallbackEndpoint:
             await self._ledger.apply(id, lambda task: transition(task, Unconfirmed(), now_ms))
         log.warning("callback.quarantined", vendor=vendor, external_task_id=id, reason=reason)
         return "quarantined"
-
-
-def _is_about(report: Report, task: Task, vendor: str) -> bool:
-    """Return whether a report is about this task, which may have failed over to another vendor."""
-    return task.vendor == vendor and task.task_id in (None, report.task_id)
 
 
 RESULT_HEADER = b"kling-relay-result"

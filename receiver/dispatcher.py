@@ -11,6 +11,7 @@ from functools import partial
 from typing import Protocol
 
 import structlog
+from msgspec.structs import replace
 
 from receiver.delivery_policy import CircuitBreaker, TokenBucket, after_attempt, evaluate_when
 from receiver.destinations.base import Destination
@@ -18,6 +19,7 @@ from receiver.destinations.outcome import Outcome
 from receiver.hook import PROGRESS, Hook
 from submitter.clock import Clock
 from submitter.errors import LedgerUnavailable
+from submitter.event import with_raw
 from submitter.ledger.base import Delivery, Ledger, Settlement
 
 LEASE_MARGIN_S = 30
@@ -112,7 +114,7 @@ class Dispatcher:
         try:
             skip_reason = await self._skip_reason(hook, delivery)
             if skip_reason is None:
-                outcome, settlement = await self._send(hook, delivery)
+                outcome, settlement = await self._send(hook, await self._with_raw(hook, delivery))
             else:
                 log.info("delivery.skipped", hook=hook.name, event_id=delivery.event.id, reason=skip_reason)
                 settlement = Settlement("done")
@@ -190,6 +192,14 @@ class Dispatcher:
             if task.sequence > delivery.event.sequence:
                 return "`latest_only`: the task has a later event"
         return None
+
+    async def _with_raw(self, hook: Hook, delivery: Delivery) -> Delivery:
+        """Return the delivery as the hook wants it: with the vendor's last body inside the event, or unchanged."""
+        if not hook.raw:
+            return delivery
+        tasks = await self._ledger.get_many([delivery.event.external_task_id])
+        event = with_raw(delivery.event, tasks[0].raw if tasks else "")
+        return replace(delivery, event=event)
 
     async def finish(self, timeout_s: float | None = None) -> None:
         """Wait for the attempts in flight; cancel them after `timeout_s`, to be retried once their leases expire."""

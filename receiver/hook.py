@@ -16,6 +16,7 @@ EVENTS = (
     "task.processing",
     "task.succeed",
     "task.failed",
+    "task.refused",
     "task.archived",
     "task.abandoned",
     "task.submission_unknown",
@@ -36,7 +37,8 @@ class Hook(msgspec.Struct, frozen=True):
 
     `events` are the wanted types (None: all), `when` a compiled JMESPath filter. `schedule_s` has one
     delay for each attempt. `rate` is in deliveries per second; None is no limit. With `ordered`, a
-    task's events are sent one after the other. `latest_only` drops superseded progress events.
+    task's events are sent one after the other. `latest_only` drops superseded progress events. `raw` adds
+    the last body that the vendor sent about the task.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Hook(msgspec.Struct, frozen=True):
     ordered: bool = False
     when: "ParsedResult | None" = None
     latest_only: bool = False
+    raw: bool = False
 
     def __repr__(self) -> str:
         return f"Hook({self.name!r})"  # the URL may contain a password

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from jmespath.parser import ParsedResult
 
 NAMES = (
-    "name", "url", "events", "when", "latest_only", "secret", "mode", "signature", "schedule", "timeout_s",
+    "name", "url", "events", "when", "latest_only", "raw", "secret", "mode", "signature", "schedule", "timeout_s",
     "concurrency", "rate",
 )  # fmt: skip
 
@@ -85,8 +85,9 @@ def _hook(
     is_count = isinstance(concurrency, int) and not isinstance(concurrency, bool) and 1 <= concurrency <= 1000
     require("concurrency", is_count, "1 to 1000", "Use 1 to 1000.")
     require("rate", rate is None or _is_number(rate, 0.001), "deliveries per second", "Use 0.001 or more.")
-    latest_only = table.get("latest_only", False)
+    latest_only, raw = table.get("latest_only", False), table.get("raw", False)
     require("latest_only", isinstance(latest_only, bool), "true or false", "Use one of them.")
+    require("raw", isinstance(raw, bool), "true or false", "Use one of them.")
     when = _when(where, table.get("when"), found)
     secrets = _secrets(where, table, follow, found)
     if found:
@@ -104,6 +105,7 @@ def _hook(
         ordered=kind is not None and kind.ordered,
         when=when,
         latest_only=latest_only,
+        raw=raw,
     )
 
 

@@ -33,6 +33,12 @@ class PrometheusMetrics:
             registry=self._registry,
         )
         self._polled = Counter("kling_relay_polled_tasks", "Tasks polled", ["vendor"], registry=self._registry)
+        self._refused = Counter(
+            "kling_relay_refused",
+            "Task requests of this process (POST /events) that no vendor took; retryable: may succeed later",
+            ["vendor", "retryable"],
+            registry=self._registry,
+        )
         self._open = Gauge("kling_relay_open_tasks", "Open tasks", ["status"], registry=self._registry)
         self._pending = Gauge("kling_relay_deliveries", "Deliveries, due or dead", ["state"], registry=self._registry)
         self._quarantine = Gauge("kling_relay_quarantine", "Quarantined bodies", registry=self._registry)
@@ -52,6 +58,9 @@ class PrometheusMetrics:
     def poll(self, vendor: str, result: str, tasks: int) -> None:
         self._polls.labels(vendor, result).inc()
         self._polled.labels(vendor).inc(tasks)
+
+    def refused(self, vendor: str, *, retryable: bool) -> None:
+        self._refused.labels(vendor, str(retryable).lower()).inc()
 
     def render(self, counts: Mapping[str, int]) -> bytes:
         self._open.clear()

@@ -4,8 +4,8 @@ A vendor's answer goes through the same `transition` as a callback. A task whose
 never polled.
 """
 
-import asyncio
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Protocol
 
 import structlog
@@ -16,15 +16,14 @@ from submitter.errors import Unintelligible, VendorRefused
 from submitter.http import VendorHttp
 from submitter.ledger.base import Quarantined, Tasks
 from submitter.ledger.observe import observe
+from submitter.observation import NoAnswer, Observation
+from submitter.queries import QueryOutcome, run_queries
 from submitter.settings import VendorSettings
 from submitter.task import Task
-from submitter.transition import NoAnswer, Observation
 from submitter.vendors.base import HttpAnswer, Query
 
 LEASE_S = 120
 BATCH = 200
-MAX_CONCURRENT = 8
-"""Concurrent queries to one vendor: some vendors take one task per query."""
 
 log = structlog.get_logger("poll")
 
@@ -82,17 +81,10 @@ class Poller:
         reason = f"cannot poll {name}: it returned no task_id, and supports no query by external_task_id"
         await self._record_no_answer(unqueried, reason)
 
-        async def run_queries() -> None:
-            while queries:
-                queries.extend(await self._query(settings, queries.pop()))
+        await run_queries(self._http, queries, partial(self._apply_answer, settings))
 
-        async with asyncio.TaskGroup() as group:
-            for _ in range(min(MAX_CONCURRENT, len(queries))):
-                group.create_task(run_queries())
-
-    async def _query(self, settings: VendorSettings, query: Query) -> tuple[Query, ...]:
+    async def _apply_answer(self, settings: VendorSettings, query: Query, outcome: QueryOutcome) -> tuple[Query, ...]:
         name = settings.vendor.name
-        outcome = await self._http.run(query.request)
         self.polled += len(query.tasks)
         try:
             if not isinstance(outcome, HttpAnswer):

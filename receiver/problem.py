@@ -1,9 +1,14 @@
 """Error responses as `application/problem+json` (RFC 9457)."""
 
+import math
+
 import msgspec
 from starlette.responses import Response
 
-from submitter.errors import RelayError
+from submitter.errors import LedgerUnavailable, RelayError, VendorRefused
+
+RETRY_AFTER_S = 30
+"""The Retry-After of a temporary refusal without one of the vendor's, in seconds."""
 
 
 class RequestRefused(Exception):
@@ -21,14 +26,16 @@ def problem(status: int, title: str, detail: str) -> Response:
 
 
 _TITLES = {
-    400: "body refused",
+    400: "invalid request",
     401: "signature invalid",
     403: "callback URL expired",
     404: "not found",
     405: "method not allowed",
     408: "request timeout",
+    409: "id conflict",
     413: "body too large",
-    503: "ledger unavailable",
+    422: "refused by the vendor",
+    503: "not available at the moment",
 }
 
 
@@ -36,5 +43,9 @@ def problem_of(error: Exception) -> Response:
     """Return the response to a request that ended in `error`; an unknown error is 500."""
     status = error.status if isinstance(error, RelayError | RequestRefused) else 500
     # A LedgerUnavailable names the operator's files and hosts: they belong in the log, not in a response.
-    detail = "try again later" if status == 503 else str(error)
-    return problem(status, _TITLES.get(status, "error"), detail)
+    detail = "try again later" if isinstance(error, LedgerUnavailable) else str(error)
+    response = problem(status, _TITLES.get(status, "error"), detail)
+    if status == 503:
+        after_s = error.retry_after_s if isinstance(error, VendorRefused) else None
+        response.headers["retry-after"] = str(math.ceil(after_s or RETRY_AFTER_S))
+    return response

@@ -86,7 +86,7 @@ class Service:
         """Submits the tasks that `/events` requests."""
         from submitter.submit import Submitter
 
-        return Submitter(self.settings.common, self.ledger, clock=self._clock)
+        return Submitter(self.settings.common, self.ledger, clock=self._clock, metrics=self.metrics)
 
     async def answer_task_request(self, request: Request) -> Response:
         """Handle `/events`."""

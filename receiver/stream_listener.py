@@ -18,8 +18,8 @@ from submitter.errors import LedgerUnavailable, Unintelligible
 from submitter.http import VendorHttp
 from submitter.ledger.base import Quarantined, Tasks
 from submitter.ledger.observe import observe
+from submitter.observation import Report
 from submitter.schedule import OUTAGE_BACKOFF
-from submitter.transition import Report
 from submitter.vendors.base import Streams, Vendor
 
 SILENCE_S = 45.0

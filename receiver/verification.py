@@ -12,8 +12,8 @@ import msgspec
 from receiver.signature import Secret, verify
 from submitter.callback_url import KeyRing, check
 from submitter.errors import UrlUnknown
+from submitter.observation import Report, Unconfirmed
 from submitter.task import TERMINAL
-from submitter.transition import Report, Unconfirmed
 
 
 class ReadsCallbacks(Protocol):
@@ -67,5 +67,5 @@ class Verifier(msgspec.Struct, frozen=True):
         """Return the report, or Unconfirmed if a poll must confirm it first."""
         confirm = self.checks[vendor].confirm
         if confirm == "always" or (confirm == "terminal" and report.status in TERMINAL):
-            return Unconfirmed(report.task_id)
+            return Unconfirmed(report.task_id, raw=report.raw)
         return report

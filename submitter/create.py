@@ -1,7 +1,9 @@
 """Sends a reserved task's create request until its outcome is known: retries, lookup, failover.
 
 - Lookup: after a create without a clear answer, the vendor is queried by external_task_id, if its API
-  allows it. The request is sent again only if the vendor definitely does not have the task.
+  allows it. The request is sent again only if the vendor definitely does not have the task. A task that the
+  vendor created before the first send is someone else's: the id was used before, which is an IdConflict.
+  So is a duplicate in answer to the first send.
 - Failover: a definite refusal that may not apply to other vendors moves the request to the next one.
   An ambiguous outcome never does.
 - Lease: the row holds a lease to send, renewed while this runs. Another submitter takes over an
@@ -11,20 +13,21 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from typing import Protocol
 
 import msgspec
 import structlog
 
 from submitter.clock import Clock
-from submitter.errors import SubmissionUnknown, Unintelligible, VendorRefused
+from submitter.errors import IdConflict, SubmissionUnknown, Unintelligible, VendorRefused
 from submitter.http import NotSent, Unanswered, VendorHttp
 from submitter.ledger.base import Tasks
 from submitter.ledger.observe import observe
+from submitter.observation import CreateRefused, FailedOver, Observation, OutcomeUnknown, Report, SendLease
 from submitter.schedule import LOOK_FOR_S, OUTAGE_BACKOFF, SLOT_BACKOFF, PollPolicy
 from submitter.settings import VendorSettings
-from submitter.task import NOT_ANSWERED, Task, refusals_of
-from submitter.transition import CreateRefused, FailedOver, Observation, OutcomeUnknown, SendLease
-from submitter.vendors.base import HttpRequest
+from submitter.task import NOT_ANSWERED, Task, TaskStatus, refusals_of
+from submitter.vendors.base import HttpAnswer, HttpRequest, Vendor
 
 SENDING_LEASE_S = 15.0
 CONNECT_TRIES = 5
@@ -34,6 +37,14 @@ BuildRequest = Callable[[str], Awaitable[HttpRequest]]
 """Builds the create request for a vendor; called before each send, since tokens expire and media may need uploading."""
 
 log = structlog.get_logger("submitter")
+
+
+class CreateMetrics(Protocol):
+    """The metrics of creates."""
+
+    def refused(self, vendor: str, *, retryable: bool) -> None:
+        """Count a request that no vendor took; `retryable`: the same request may succeed later."""
+        ...
 
 
 class Candidate(msgspec.Struct, frozen=True):
@@ -59,7 +70,9 @@ class Creator:
         *,
         look_for_s: tuple[float, ...] = LOOK_FOR_S,
         sending_lease_s: float = SENDING_LEASE_S,
+        metrics: CreateMetrics | None = None,
     ) -> None:
+        self._metrics = metrics
         self._ledger = ledger
         self.http = http
         self._clock = clock
@@ -78,7 +91,7 @@ class Creator:
 
         The candidates are tried in order. If all definitely refuse, the first one with a temporary
         refusal is retried. `may_exist`: the first candidate may have the task already. Raises
-        VendorRefused and SubmissionUnknown.
+        VendorRefused, SubmissionUnknown, and IdConflict if the id was used before at the vendor.
         """
         async with self._renewed_lease(task):
             if may_exist:
@@ -97,7 +110,7 @@ class Creator:
                     break
                 if refusal.retryable:
                     temporary.append(candidate)
-                reason = f"{refusal.message or 'no reason given'} (HTTP {refusal.http_status}, code {refusal.code})"
+                reason = refusal.reason
             else:
                 if temporary and len(candidates) > 1:
                     task = await self.move_to(task, temporary[0], reason)
@@ -105,6 +118,8 @@ class Creator:
                         return await self._create_at(temporary[0], task, build, retries_here=True)
                     except VendorRefused as refused:
                         refusal = refused
+            if self._metrics is not None:
+                self._metrics.refused(refusal.vendor, retryable=refusal.retryable)
             await self.observe(task.external_task_id, CreateRefused(str(refusal)))
             raise refusal.after(refusals_of(task)) if task.refused_by else refusal
 
@@ -125,8 +140,10 @@ class Creator:
             others = await self._ledger.open_tasks(candidate.name) - 1
             if others >= vendor.parallel:
                 raise _limit_reached(candidate.name, vendor.parallel)
+        sent_before = task.may_have_been_sent
         for _ in range(SEND_TRIES):
-            created = await self._send(task, build, vendor, retries_here=retries_here)
+            created = await self._send(task, build, vendor, retries_here=retries_here, sent_before=sent_before)
+            sent_before = True
             if isinstance(created, Task):
                 return created
             found = await self._look_up(task, vendor)
@@ -137,11 +154,12 @@ class Creator:
         return await self._unknown(task, f"{task.vendor} answered none of {SEND_TRIES} creates, and has no such task")
 
     async def _send(
-        self, task: Task, build: BuildRequest, vendor: VendorSettings, *, retries_here: bool
+        self, task: Task, build: BuildRequest, vendor: VendorSettings, *, retries_here: bool, sent_before: bool
     ) -> Task | VendorRefused | None:
         """Send the request, and again after temporary refusals.
 
-        Return the created task. If the outcome is unknown, return the vendor's error or None.
+        Return the created task. If the outcome is unknown, return the vendor's error or None. `sent_before`: an
+        earlier create of this task may have reached the vendor, so that a duplicate may be this task itself.
         """
         attempt = unreached = expired = 0
         queue = self._queues.setdefault(task.vendor, asyncio.Lock())
@@ -158,26 +176,21 @@ class Creator:
                     return current
                 if current.lease_owner != task.lease_owner or current.vendor != vendor.vendor.name:
                     return None
-                outcome = await self.http.run(request, fresh=True)
-                match outcome:
-                    case Unanswered(reason):
-                        log.warning("create.unanswered", external_task_id=task.external_task_id, reason=reason)
-                        return None
-                    case NotSent(reason):
-                        unreached += 1
-                        refusal = _unreachable(task.vendor, reason, retryable=unreached < CONNECT_TRIES)
-                    case _:
-                        try:
-                            report = vendor.vendor.read_create(outcome)
-                        except SubmissionUnknown as unknown:
-                            log.warning("create.ambiguous", external_task_id=task.external_task_id, reason=str(unknown))
-                            return unknown.refusal
-                        except VendorRefused as error:
-                            refusal = error
-                            expired += error.http_status == 401
-                        else:
-                            return await self.observe(task.external_task_id, report)
-                if not refusal.retryable or expired > 1 or (refusal.failover and not retries_here):
+                result = _read_create(vendor.vendor, await self.http.run(request, fresh=True))
+                if isinstance(result, Report):
+                    return await self.observe(task.external_task_id, result)
+                if isinstance(result, SubmissionUnknown):
+                    log.warning("create.ambiguous", external_task_id=task.external_task_id, reason=str(result))
+                    return result.refusal
+                refusal = result
+                if refusal.duplicate:
+                    if sent_before:
+                        return refusal
+                    raise await self._conflict(task)
+                unreached += refusal.http_status == 0
+                expired += refusal.http_status == 401
+                is_last = unreached == CONNECT_TRIES or expired > 1 or (refusal.failover and not retries_here)
+                if is_last or not refusal.retryable:
                     raise refusal
                 if refusal.http_status == 429 and not is_queued:
                     is_queued = True
@@ -238,11 +251,27 @@ class Creator:
                     return await self._unknown(task, f"no response to create, and the follow-up query failed: {error}")
                 report = findings.reports.get(task.external_task_id)
                 if report is not None:
-                    log.info("create.adopted", external_task_id=task.external_task_id, task_id=report.task_id)
-                    return await self.observe(task.external_task_id, report)
+                    return await self._adopt(task, report)
                 if findings.unreadable:
                     return await self._unknown(task, next(iter(findings.unreadable.values())))
         return None
+
+    async def _adopt(self, task: Task, report: Report) -> Task:
+        """Record the vendor's task with our id as this one; raise IdConflict or SubmissionUnknown if it is not."""
+        observed = await self.observe(task.external_task_id, report)
+        if observed.status is TaskStatus.REFUSED:
+            raise IdConflict(task.external_task_id, vendor=task.vendor)
+        if observed.status in NOT_ANSWERED:
+            reason = f"{task.vendor} has a task with this id, and does not state when it was created"
+            return await self._unknown(task, reason)
+        log.info("create.adopted", external_task_id=task.external_task_id, task_id=report.task_id)
+        return observed
+
+    async def _conflict(self, task: Task) -> IdConflict:
+        """Record that no task was created, since the id was used before at the vendor; return the error."""
+        conflict = IdConflict(task.external_task_id, vendor=task.vendor)
+        await self.observe(task.external_task_id, CreateRefused(str(conflict)))
+        return conflict
 
     async def _pause(self, external_task_id: str, pause_s: float) -> Task:
         """Return the task after `pause_s`, or as soon as a callback or a poll reports it."""
@@ -288,14 +317,29 @@ class Creator:
                 await renewal
 
 
-def _unreachable(vendor: str, reason: str, *, retryable: bool) -> VendorRefused:
+def _read_create(
+    vendor: Vendor, outcome: HttpAnswer | NotSent | Unanswered
+) -> Report | VendorRefused | SubmissionUnknown:
+    """Return what the outcome of sending a create means."""
+    match outcome:
+        case Unanswered(reason):
+            return SubmissionUnknown(reason)
+        case NotSent(reason):
+            return _unreachable(vendor.name, reason)
+    try:
+        return vendor.read_create(outcome)
+    except (SubmissionUnknown, VendorRefused) as error:
+        return error
+
+
+def _unreachable(vendor: str, reason: str) -> VendorRefused:
     return VendorRefused(
         vendor,
         http_status=0,
         code="unreachable",
         message=reason,
         remedy="Nothing was sent. Check the network and the base URL, then submit again.",
-        retryable=retryable,
+        retryable=True,
         failover=True,
     )
 

@@ -39,7 +39,7 @@ class Problem(msgspec.Struct, frozen=True):
 class RelayError(Exception):
     """The base class of all exceptions that kling-relay raises on purpose."""
 
-    status: ClassVar[int] = 500
+    status: int = 500
     """The HTTP status of the receiver's response to a request that raised this error."""
 
 
@@ -65,17 +65,29 @@ class InvalidSettings(_Problems):
 
 
 class IdConflict(RelayError):
-    """The idempotency key (`external_task_id`) belongs to a different request; nothing was sent."""
+    """The idempotency key (`external_task_id`) belongs to another task; nothing was created or charged.
+
+    `fields` are those in which the request in this ledger differs. `vendor` is set instead if the id was
+    used before at that vendor, by a task that this ledger did not create.
+    """
 
     status = 409
 
-    def __init__(self, external_task_id: str, fields: Sequence[str]) -> None:
+    def __init__(self, external_task_id: str, fields: Sequence[str] = (), *, vendor: str | None = None) -> None:
         self.external_task_id = external_task_id
         self.fields = tuple(fields)
-        super().__init__(
-            f"external_task_id {external_task_id!r} already belongs to a request with a different "
-            f"{', '.join(fields)}. Use a new id for a new task, or repeat the first request exactly."
-        )
+        self.vendor = vendor
+        if vendor is None:
+            message = (
+                f"already belongs to a request with a different {', '.join(fields)}. "
+                "Use a new id for a new task, or repeat the first request exactly."
+            )
+        else:
+            message = (
+                f"was used before at {vendor}, for a task that this ledger did not create (another ledger of the "
+                "same account, or a pruned task). Nothing was created or charged. Use a new id."
+            )
+        super().__init__(f"external_task_id {external_task_id!r} {message}")
 
 
 class TaskNotFound(RelayError):
@@ -122,12 +134,11 @@ class VendorRefused(RelayError):
     """The vendor definitely refused the request; a refused create made no task and costs nothing.
 
     `retryable`: the same request can succeed later without human action. `failover`: another vendor
-    may accept it (no balance, no capacity, maintenance, missing permission). `retry_after_s` is the
-    vendor's Retry-After in seconds, if it sent one. An `http_status` of 0 means that the vendor was
-    not reached.
+    may accept it (no balance, no capacity, maintenance, missing permission). `duplicate`: the vendor
+    has a task with this external_task_id already. `retry_after_s` is the vendor's Retry-After in
+    seconds, if it sent one. `request_id` is what the vendor's support asks for. An `http_status` of 0
+    means that the vendor was not reached. `status` is 503 if it is retryable, else 422.
     """
-
-    status = 502
 
     def __init__(
         self,
@@ -139,8 +150,11 @@ class VendorRefused(RelayError):
         remedy: str,
         retryable: bool,
         failover: bool = False,
+        duplicate: bool = False,
         retry_after_s: float | None = None,
+        request_id: str | None = None,
     ) -> None:
+        self.status = 503 if retryable else 422
         self.vendor = vendor
         self.http_status = http_status
         self.code = code
@@ -148,10 +162,17 @@ class VendorRefused(RelayError):
         self.remedy = remedy
         self.retryable = retryable
         self.failover = failover
+        self.duplicate = duplicate
         self.retry_after_s = retry_after_s
-        super().__init__(
-            f"{vendor} refused: {message or 'no reason given'} (HTTP {http_status}, code {code}). {remedy}"
-        )
+        self.request_id = request_id
+        super().__init__(f"{vendor} refused: {self.reason}. {remedy}")
+
+    @property
+    def reason(self) -> str:
+        """The vendor's words, with the HTTP status, the code and the request id."""
+        answered = f"HTTP {self.http_status}, code {self.code}" if self.http_status else f"code {self.code}"
+        request = f", request_id {self.request_id}" if self.request_id else ""
+        return f"{self.message or 'no reason given'} ({answered}{request})"
 
     def after(self, others: str) -> "VendorRefused":
         """Return this error, with the earlier refusals added to its message."""

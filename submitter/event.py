@@ -45,6 +45,7 @@ def task_data(task: Task) -> dict[str, Any]:
         "status_message": task.status_message,
         "videos": [
             {
+                "id": video.id,
                 "url": video.url,
                 "watermark_url": video.watermark_url,
                 "duration": video.duration,
@@ -54,7 +55,14 @@ def task_data(task: Task) -> dict[str, Any]:
             for video in task.videos
         ],
         "cost": [
-            {"kind": c.kind, "amount": c.amount, "currency": c.currency, "list_price": c.list_price} for c in task.cost
+            {
+                "kind": charge.kind,
+                "amount": charge.amount,
+                "currency": charge.currency,
+                "list_price": charge.list_price,
+                "source": charge.source,
+            }
+            for charge in task.cost
         ],
         "metadata": task.metadata,
         "created_at": timestamp(task.created_at_ms),
@@ -95,6 +103,13 @@ def cloud_event(*, id: str, type: str, task: Task, time_ms: int) -> bytes:
             "data": task_data(task),
         }
     )
+
+
+def with_raw(event: Event, raw: str) -> Event:
+    """Return the event with `data.raw`: the last body that the vendor sent about the task, as text."""
+    body = msgspec.json.decode(event.body)
+    body["data"]["raw"] = raw
+    return msgspec.structs.replace(event, body=msgspec.json.encode(body))
 
 
 def event_of(transition: Transition) -> Event | None:

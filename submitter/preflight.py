@@ -7,14 +7,14 @@ import msgspec
 
 from submitter.clock import Clock
 from submitter.errors import InvalidRequest, Problem
+from submitter.media.check import MediaFacts, check_media
 from submitter.media.probe import Medium, open_medium, probe
 from submitter.request import (
     Limits,
-    MediaFacts,
     MotionControl,
-    check_media,
     check_request,
     check_source,
+    check_types,
     suggest_vendors,
 )
 from submitter.settings import Settings
@@ -45,20 +45,28 @@ async def preflight(request: MotionControl, settings: Settings, client: httpx.As
     A vendor that cannot process it is left out, with a warning. If none can, raise InvalidRequest with
     every problem and the vendors that do not have it.
     """
+    problems, request = check_types(request)
+    mistyped = {problem.field.partition("[")[0] for problem in problems}
     if not request.vendors:
         known = ", ".join(limits_by_vendor())
-        raise InvalidRequest([Problem("vendor", repr(request.vendor), f"one or more of {known}", "Name a vendor.")])
+        problems.append(Problem("vendor", repr(request.vendor), f"one or more of {known}", "Name a vendor."))
+        raise InvalidRequest(problems)
     limits = {name: settings.require_vendor(name).vendor.limits for name in request.vendors}
     image = open_medium("image", request.image, inline=True)
     video = open_medium("video", request.video, inline=False)
-    problems = [medium for medium in (image, video) if isinstance(medium, Problem)]
+    problems.extend(medium for medium in (image, video) if isinstance(medium, Problem) and medium.field not in mistyped)
     media = [medium for medium in (image, video) if isinstance(medium, Medium)]
     probes = {medium.field: await probe(medium, client) for medium in media}
     for found in probes.values():
         problems.extend(found.problems)
     facts = {field: found.facts for field, found in probes.items()}
+    has_store = settings.media_store is not None
     wrong = {
-        name: _problems(request, media, facts, vendor_limits, has_store=settings.media_store is not None)
+        name: [
+            problem
+            for problem in _problems(request, media, facts, vendor_limits, has_store=has_store)
+            if problem.field not in mistyped
+        ]
         for name, vendor_limits in (limits_by_vendor() | limits).items()
     }
     able = tuple(name for name in request.vendors if not wrong[name])

@@ -6,7 +6,7 @@ Limits are data: each vendor's module holds its `Limits`, and no number appears 
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 from msgspec.structs import replace
@@ -17,6 +17,8 @@ ID_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~-]{0,127}")
 """The syntax of an external_task_id; it is used unescaped in the path of the callback URL."""
 
 METADATA_BYTES = 4096
+ELEMENT_BYTES = 16 * 1024
+UNSUPPORTED_TEXT = ("not supported by this vendor", "Leave it out, or put it into the prompt.")
 
 
 class MotionControl(msgspec.Struct, frozen=True, kw_only=True):
@@ -25,7 +27,9 @@ class MotionControl(msgspec.Struct, frozen=True, kw_only=True):
     `image` is a URL, a file or base64; `video` is a URL or a file (a file needs a media store).
     `character_orientation` (`image` or `video`) sets which of the two the character's orientation
     follows, and the allowed duration of the video. `mode` is `std` (720p) or `pro` (1080p); None
-    selects the vendor's first mode. `element_id` (kling-v3 only) needs the orientation `video`.
+    selects the vendor's first mode. An element needs the orientation `video`: `element_id` names one of
+    Kling's element library (kling-v3 only), `element` describes one for a vendor without such a library, as
+    a JSON object that is passed on as it is. The prompt cites it by the vendor's `element_cited_as`.
     `external_task_id` is the idempotency key: submitting again with the same id creates no second
     task; the default is a new UUIDv7. `metadata` is returned in every event. `vendor` may list several
     vendors, comma-separated, for failover: a definite refusal that may not apply to the next vendor
@@ -41,6 +45,7 @@ class MotionControl(msgspec.Struct, frozen=True, kw_only=True):
     negative_prompt: str = ""
     keep_original_sound: bool = True
     element_id: str | None = None
+    element: dict[str, Any] | None = None
     watermark: bool = False
     external_task_id: str | None = None
     metadata: dict[str, str] = {}
@@ -69,7 +74,8 @@ class Limits(msgspec.Struct, frozen=True):
     `durations_s` are in seconds, by orientation. `inline_image`: the API accepts an image as base64, not
     only as a URL. `own_id`: the API stores the external_task_id and can be queried by it, so that a
     create whose answer was lost can be looked up. `ids_per_query`: tasks per query; None is unlimited.
-    `url_lives` is how long a result's URL is valid, as text.
+    `url_lives` is how long a result's URL is valid, as text. `element_models` take an element of Kling's
+    library, `element_object` an element as an object; `element_cited_as` is how a prompt refers to it.
     """
 
     source: str
@@ -83,6 +89,8 @@ class Limits(msgspec.Struct, frozen=True):
     prompt_required: bool = False
     negative_prompt_chars: int = 0
     element_models: tuple[str, ...] = ()
+    element_object: bool = False
+    element_cited_as: str = ""
     watermark: bool = False
     inline_image: bool = False
     own_id: bool = False
@@ -90,50 +98,63 @@ class Limits(msgspec.Struct, frozen=True):
     notes: tuple[str, ...] = ()
 
 
-class MediaFacts(msgspec.Struct, frozen=True):
-    """The properties of an image or a video, as probed. None means unknown.
-
-    `width` and `height` are as displayed (rotation and pixel aspect ratio applied); `coded` is the
-    stored size of a video. `duration_s` is in seconds, for videos only.
-    """
-
-    format: str | None
-    bytes: int | None
-    width: int | None = None
-    height: int | None = None
-    coded: tuple[int, int] | None = None
-    duration_s: float | None = None
-
-
 def ratio(aspect: tuple[int, int]) -> float:
     """Return width / height."""
     return aspect[0] / aspect[1]
 
 
+def check_types(request: MotionControl) -> tuple[list[Problem], MotionControl]:
+    """Return every problem of the fields' types, and the request with defaults in place of those fields."""
+    problems: list[Problem] = []
+    valid: dict[str, Any] = {}
+    for field in msgspec.structs.fields(MotionControl):
+        value = getattr(request, field.name)
+        wrong = _wrong_type(field.name, value, field.type)
+        if wrong is not None:
+            problems.append(wrong)
+            default = "" if field.default is msgspec.NODEFAULT else field.default
+            valid[field.name] = {} if field.name == "metadata" else default
+    return problems, replace(request, **valid)
+
+
+def _wrong_type(name: str, value: Any, type_: Any) -> Problem | None:
+    if name in ("image", "video"):
+        expected = "a URL or a file" if name == "video" else "a URL, a file or base64"
+        remedy = "Save it to a file, and pass its path." if isinstance(value, bytes) else "Pass it as text or a path."
+        return None if isinstance(value, str | Path) else _mistyped(name, value, expected, remedy)
+    if name == "metadata" and isinstance(value, dict):
+        for key, item in value.items():
+            if not isinstance(key, str) or not isinstance(item, str):
+                return _mistyped(f"metadata[{key!r}]", item, "text by text keys", f"Pass {str(item)!r:.80}.")
+    try:
+        msgspec.convert(value, type_)
+        msgspec.json.encode(value)
+    except msgspec.ValidationError as error:
+        return _mistyped(name, value, str(error), "Correct the type of this field.")
+    except (UnicodeEncodeError, TypeError) as error:
+        return _mistyped(name, value, f"valid Unicode text: {error}", "Correct its encoding.")
+    return None
+
+
+def _mistyped(field: str, value: Any, limit: str, remedy: str) -> Problem:
+    shown = f"{len(value)} bytes" if isinstance(value, bytes) else f"{value!r:.80}"
+    return Problem(field, f"{shown} ({type(value).__name__})", limit, remedy)
+
+
 def check_request(request: MotionControl, limits: Limits) -> list[Problem]:
-    """Return every problem of the request's fields; `check_media` checks the media."""
+    """Return every problem of the request's fields, whose types are right; `submitter.media.check` checks the media."""
     problems = [
         *_check_choice("character_orientation", request.character_orientation, ("image", "video")),
         *_check_choice("mode", mode_of(request, limits), limits.modes),
         *_check_choice("model", request.model, limits.models),
+        *_check_length("prompt", request.prompt, limits.prompt_chars),
+        *_check_length("negative_prompt", request.negative_prompt, limits.negative_prompt_chars),
+        *_check_element(request, limits),
     ]
     if limits.prompt_required and not request.prompt.strip():
         problems.append(Problem("prompt", "none", "this vendor requires one", "Describe the scene."))
-    if len(request.prompt) > limits.prompt_chars:
-        problems.append(
-            Problem(
-                "prompt", f"{len(request.prompt)} characters", f"at most {limits.prompt_chars}", "Shorten the prompt."
-            )
-        )
-    if len(request.negative_prompt) > limits.negative_prompt_chars:
-        limit, remedy = f"at most {limits.negative_prompt_chars}", "Shorten it."
-        if limits.negative_prompt_chars == 0:
-            limit, remedy = "not supported by this vendor", "Leave it out, or put it into the prompt."
-        problems.append(Problem("negative_prompt", f"{len(request.negative_prompt)} characters", limit, remedy))
     if request.watermark and not limits.watermark:
         problems.append(Problem("watermark", "true", "not supported by this vendor", "Leave it out."))
-    if request.element_id is not None:
-        problems.extend(_check_element(request, limits))
     if request.external_task_id is not None and not ID_PATTERN.fullmatch(request.external_task_id):
         problems.append(
             Problem(
@@ -145,14 +166,8 @@ def check_request(request: MotionControl, limits: Limits) -> list[Problem]:
         )
     size = sum(len(key.encode()) + len(value.encode()) for key, value in request.metadata.items())
     if size > METADATA_BYTES:
-        problems.append(
-            Problem(
-                "metadata",
-                f"{size} bytes",
-                f"at most {METADATA_BYTES}",
-                "Store a key that refers to your own record instead.",
-            )
-        )
+        remedy = "Store a key that refers to your own record instead."
+        problems.append(Problem("metadata", f"{size} bytes", f"at most {METADATA_BYTES}", remedy))
     return problems
 
 
@@ -184,119 +199,37 @@ def suggest_vendors(problems: Sequence[Problem], by_vendor: Mapping[str, Sequenc
     return suggested
 
 
-def check_media(
-    request: MotionControl, limits: Limits, image: MediaFacts | None, video: MediaFacts | None
-) -> list[Problem]:
-    """Return every problem of the media; properties that could not be probed are not checked."""
-    problems: list[Problem] = []
-    if image is not None:
-        problems.extend(_check_medium("image", image, limits.image))
-    if video is not None:
-        problems.extend(_check_medium("video", video, limits.video))
-        problems.extend(_check_duration(request, video, limits))
-    return problems
-
-
 def _check_choice(field: str, value: str, choices: tuple[str, ...]) -> list[Problem]:
     if value in choices:
         return []
-    return [Problem(field, repr(value), f"one of {', '.join(choices)}", f"Choose {' or '.join(choices)}.")]
+    return [Problem(field, f"{value!r:.80}", f"one of {', '.join(choices)}", f"Choose {' or '.join(choices)}.")]
+
+
+def _check_length(field: str, text: str, most: int) -> list[Problem]:
+    if len(text) <= most:
+        return []
+    limit, remedy = (f"at most {most}", "Shorten it.") if most else UNSUPPORTED_TEXT
+    return [Problem(field, f"{len(text)} characters", limit, remedy)]
 
 
 def _check_element(request: MotionControl, limits: Limits) -> list[Problem]:
     problems = []
-    if not re.fullmatch(r"[0-9]{1,19}", request.element_id or ""):
-        problems.append(
-            Problem("element_id", repr(request.element_id), "digits", "Copy the id from Kling's element library.")
-        )
-    if request.model not in limits.element_models:
+    id, element = request.element_id, request.element
+    if id is not None and not re.fullmatch(r"[0-9]{1,19}", id):
+        remedy = "Copy the id from Kling's element library."
+        problems.append(Problem("element_id", repr(id[:80]), "digits", remedy))
+    if id is not None and request.model not in limits.element_models:
         allowed = ", ".join(limits.element_models) or "no model of this vendor"
-        problems.append(
-            Problem(
-                "element_id",
-                f"with model {request.model}",
-                f"supported by {allowed}",
-                "Leave it out, or use another model.",
-            )
-        )
-    if request.character_orientation != "video":
-        problems.append(
-            Problem(
-                "element_id",
-                f"with character_orientation {request.character_orientation!r}",
-                "only with 'video'",
-                "Set character_orientation to 'video', or leave element_id out.",
-            )
-        )
+        remedy = "Leave it out, or use another model."
+        problems.append(Problem("element_id", f"with model {request.model}", f"supported by {allowed}", remedy))
+    if element is not None and not limits.element_object:
+        remedy = "Leave it out, or use element_id."
+        problems.append(Problem("element", "an object", "not supported by this vendor", remedy))
+    if element is not None and len(msgspec.json.encode(element)) > ELEMENT_BYTES:
+        problems.append(Problem("element", "too large", f"at most {ELEMENT_BYTES} bytes", "Refer to media by URL."))
+    for field in ("element_id", "element"):
+        if getattr(request, field) is not None and request.character_orientation != "video":
+            value = f"with character_orientation {request.character_orientation!r:.80}"
+            remedy = f"Set character_orientation to 'video', or leave {field} out."
+            problems.append(Problem(field, value, "only with 'video'", remedy))
     return problems
-
-
-def _check_medium(field: str, facts: MediaFacts, limits: MediaLimits) -> list[Problem]:
-    problems: list[Problem] = []
-    wanted = ", ".join(limits.formats)
-    if facts.format not in limits.formats:
-        found = facts.format or "unknown format"
-        problems.append(Problem(f"{field}.format", found, f"{wanted}; detected by content", f"Convert it to {wanted}."))
-    if facts.bytes is not None and facts.bytes > limits.max_bytes:
-        problems.append(
-            Problem(
-                f"{field}.bytes",
-                f"{facts.bytes:,} bytes",
-                f"at most {limits.max_bytes:,}",
-                "Compress it, or scale it down.",
-            )
-        )
-    if facts.bytes == 0:
-        problems.append(Problem(f"{field}.bytes", "empty", "at least 1 byte", "Use a file with content."))
-    if facts.width and facts.height:
-        problems.extend(_check_size(field, facts.width, facts.height, facts.coded, limits))
-    return problems
-
-
-def _check_size(
-    field: str, width: int, height: int, coded: tuple[int, int] | None, limits: MediaLimits
-) -> list[Problem]:
-    problems: list[Problem] = []
-    # A vendor may measure the stored or the displayed size, so both must be valid.
-    for w, h in dict.fromkeys(((width, height), coded or (width, height))):
-        too_big = limits.max_side is not None and max(w, h) > limits.max_side
-        if min(w, h) < limits.min_side or too_big:
-            top = f"to {limits.max_side} px" if limits.max_side else "px or more"
-            problems.append(
-                Problem(f"{field}.size", f"{w} x {h} px", f"each side {limits.min_side} {top}", "Scale it to fit.")
-            )
-    low, high = limits.min_aspect, limits.max_aspect
-    if low is None or high is None:
-        return problems
-    if width * low[1] < height * low[0] or width * high[1] > height * high[0]:
-        problems.append(
-            Problem(
-                f"{field}.aspect",
-                f"{width / height:.3f} ({width} x {height})",
-                f"width / height from {ratio(low):g} to {ratio(high):g}",
-                "Crop it.",
-            )
-        )
-    return problems
-
-
-def _check_duration(request: MotionControl, video: MediaFacts, limits: Limits) -> list[Problem]:
-    bounds = limits.durations_s.get(request.character_orientation)
-    if bounds is None or video.duration_s is None:
-        return []
-    low, high = bounds
-    if low <= round(video.duration_s, 2) <= high:
-        return []
-    longest = limits.durations_s["video"][1]
-    fits_video = request.character_orientation == "image" and high < video.duration_s <= longest
-    remedy = f"Trim it to {high:g} s" + (", or set character_orientation to 'video'." if fits_video else ".")
-    if video.duration_s < low:
-        remedy = f"Use a video of at least {low:g} s."
-    return [
-        Problem(
-            "video.duration",
-            f"{video.duration_s:.3f} s",
-            f"{low:g} to {high:g} s with character_orientation {request.character_orientation!r}",
-            remedy,
-        )
-    ]

@@ -16,7 +16,7 @@ from submitter.errors import IdConflict
 from submitter.ledger.base import Reserved, Tasks
 from submitter.preflight import Prepared
 from submitter.stored_request import differences
-from submitter.task import NOT_ANSWERED, RefusedBy, Task, TaskStatus, may_send
+from submitter.task import SENDABLE, RefusedBy, Task, TaskStatus, may_send
 from submitter.transition import transition
 
 log = structlog.get_logger("submitter")
@@ -37,8 +37,8 @@ class Reservations:
         """Return the task with this id, and whether its vendor may have it already.
 
         A task that is stored already with the same request is returned unchanged; while its create is
-        unanswered, only after its lease to send was taken over. Raises IdConflict if the stored request
-        differs.
+        unanswered or refused, only after its lease to send was taken over. Raises IdConflict if the stored
+        request differs.
         """
         now_ms = self._clock.now_ms()
         lease_owner = self._clock.new_id()
@@ -105,14 +105,14 @@ class Reservations:
         Return the task, and whether its vendor may have it already.
         """
         is_waiting = False
-        while task.status in NOT_ANSWERED:
+        while task.status in SENDABLE:
             version = self._ledger.version()
             task = await self._ledger.get(task.external_task_id)
             now_ms = self._clock.now_ms()
             if may_send(task, now_ms):
                 applied = await self._creator.observe(task.external_task_id, self._creator.send_lease(lease_owner))
                 if applied.lease_owner == lease_owner:
-                    if task.refused:  # start again at the first vendor
+                    if task.status is TaskStatus.REFUSED:  # start again at the first vendor
                         applied = await self._creator.move_to(applied, first, None)
                     return applied, task.may_have_been_sent
                 task = applied

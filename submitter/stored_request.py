@@ -1,5 +1,7 @@
 """Converts a request to its stored form and back: to detect id conflicts, and to submit it again."""
 
+import msgspec
+
 from submitter.errors import InvalidRequest, Problem
 from submitter.media.probe import Medium, digest
 from submitter.request import MotionControl
@@ -16,6 +18,7 @@ def to_stored(request: MotionControl, image: Medium, video: Medium) -> dict[str,
         "mode": request.mode or "",
         "keep_original_sound": "yes" if request.keep_original_sound else "no",
         "element_id": request.element_id or "",
+        **({"element": msgspec.json.encode(request.element).decode()} if request.element else {}),
         "watermark": "yes" if request.watermark else "no",
     }
     for medium in (image, video):
@@ -50,6 +53,7 @@ def to_request(task: Task, external_task_id: str, metadata: dict[str, str]) -> M
         mode=stored["mode"] or None,
         keep_original_sound=stored["keep_original_sound"] == "yes",
         element_id=stored["element_id"] or None,
+        element=msgspec.json.decode(stored["element"]) if "element" in stored else None,
         watermark=stored["watermark"] == "yes",
         external_task_id=external_task_id,
         metadata=metadata,

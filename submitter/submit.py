@@ -11,21 +11,21 @@ import structlog
 
 from submitter.callback_expectation import RECENT_SUCCESSES, poll_policy_for
 from submitter.clock import Clock
-from submitter.create import SENDING_LEASE_S, Candidate, Creator
+from submitter.create import SENDING_LEASE_S, Candidate, CreateMetrics, Creator
 from submitter.egress import guarded_client
-from submitter.errors import InvalidRequest, Problem
+from submitter.errors import InvalidRequest, Problem, SubmissionUnknown
 from submitter.http import VendorHttp
 from submitter.ledger import Ledger, open_ledger
 from submitter.media.store import MediaStore
 from submitter.preflight import Prepared, preflight
+from submitter.refresh import Refreshed, Refresher
 from submitter.request import MotionControl
 from submitter.reserve import Reservations
 from submitter.schedule import LOOK_FOR_S
 from submitter.settings import Settings, load_settings
 from submitter.stored_request import to_request
 from submitter.submitted_task import SubmittedTask, Watch
-from submitter.task import NOT_ANSWERED, SETTLED, Task, TaskStatus
-from submitter.transition import Report, Unconfirmed
+from submitter.task import NOT_ANSWERED, SENDABLE, Task, TaskStatus
 from submitter.vendor_request import VendorRequests
 from submitter.vendors.base import HttpRequest
 
@@ -45,13 +45,16 @@ class Submitter:
         media_store: MediaStore | None = None,
         look_for_s: tuple[float, ...] = LOOK_FOR_S,
         sending_lease_s: float = SENDING_LEASE_S,
+        metrics: CreateMetrics | None = None,
     ) -> None:
         self._settings = settings
         self._ledger = ledger
         self._clock = clock or Clock()
+        http = http or VendorHttp()
         self.creator = Creator(
-            ledger, http or VendorHttp(), self._clock, look_for_s=look_for_s, sending_lease_s=sending_lease_s
+            ledger, http, self._clock, look_for_s=look_for_s, sending_lease_s=sending_lease_s, metrics=metrics
         )
+        self._refresher = Refresher(ledger, settings.vendors, http, self._clock)
         self._reservations = Reservations(ledger, self.creator, self._clock)
         self._requests = VendorRequests(settings, self._clock, media_store)
         self._media = guarded_client(settings.allow_hosts, timeout_s=15)
@@ -84,9 +87,9 @@ class Submitter:
         """Create a task from `request` and return it; wait for a free slot first.
 
         Idempotent by `external_task_id`: if a task with this id and the same request exists, it is
-        returned. Raises InvalidRequest, InvalidSettings and IdConflict (nothing was sent),
-        VendorRefused (no task was created) and SubmissionUnknown (a task may have been created; it is
-        looked up and never blindly sent again).
+        returned; a refused one is sent again. Raises InvalidRequest and InvalidSettings (nothing was
+        sent), IdConflict and VendorRefused (no task was created) and SubmissionUnknown (a task may have
+        been created; it is looked up and never blindly sent again).
         """
         prepared = await self.prepare(request)
         for warning in prepared.warnings:
@@ -141,54 +144,81 @@ class Submitter:
         """
         return await self._requests.build(prepared, vendor or prepared.vendors[0], callback=callback, publish=publish)
 
+    async def refresh(self, *external_task_ids: str) -> list[Refreshed]:
+        """Ask the vendors about these tasks now, and apply what they report; return the results in this order.
+
+        It brings an `abandoned` or `submission_unknown` task to its truth, and renews the URLs of a `succeed`
+        one where the vendor gives new ones (then without an event). Raises TaskNotFound.
+        """
+        return await self._refresher.refresh([await self._ledger.get(id) for id in external_task_ids])
+
     async def retry(self, external_task_id: str, *, new_id: str | None = None, absent: bool = False) -> SubmittedTask:
         """Submit a task's request again.
 
-        A `failed` or `abandoned` task is submitted with a new id. A task whose create has no answer
-        keeps its id: the vendor is queried for it, and the request is sent only if the vendor does not
-        have the task, or if `absent` states so. Raises InvalidRequest for any other status.
+        A `failed` task is submitted with a new id; an `abandoned` one too, if its vendor says now that it failed
+        or does not exist. A task that was refused, or whose create has no answer, keeps its id: the vendor is
+        queried for the latter, and the request is sent only if the vendor does not have the task. `absent`
+        states so for a vendor that cannot be asked. Raises InvalidRequest for any other status.
         """
         task = await self._ledger.get(external_task_id)
-        if task.status in SETTLED and task.status is not TaskStatus.SUCCEED:
-            metadata = task.metadata | {"retry_of": external_task_id}
-            request = to_request(task, new_id or self._clock.new_id(), metadata)
-        elif task.status in NOT_ANSWERED:
+        if task.status is TaskStatus.ABANDONED:
+            task = await self._without_a_result(task, absent=absent)
+        if task.status in (TaskStatus.FAILED, TaskStatus.ABANDONED):
+            request = to_request(task, new_id or self._clock.new_id(), task.metadata | {"retry_of": external_task_id})
+        elif task.status in SENDABLE:
             request = to_request(task, external_task_id, task.metadata)
         else:
-            raise InvalidRequest(
-                [
-                    Problem(
-                        "external_task_id",
-                        f"{external_task_id} is {task.status.value}",
-                        "failed, abandoned, created or submission_unknown",
-                        "Only these can be retried. Submit a new task for another result.",
-                    )
-                ]
-            )
+            limit = "refused, failed, abandoned, created or submission_unknown"
+            raise _wrong_status(task, limit, "Only these can be retried. Submit a new task for another result.")
         prepared = await self.prepare(request)
         return await self.submit_prepared(prepared, callback=task.expects_callback, absent=absent)
 
-    async def adopt(self, external_task_id: str, task_id: str) -> SubmittedTask:
-        """Assign the vendor's task `task_id` to a task whose create had no answer, and poll it from now on.
+    async def _without_a_result(self, task: Task, *, absent: bool) -> Task:
+        """Return an abandoned task once it is certain that its vendor has no result of it, and works on none."""
+        (found,) = await self._refresher.refresh([task])
+        limit = "without a result at the vendor"
+        if found.outcome == "not_asked" and not absent:
+            remedy = "If the vendor's console shows no such task, or a failed one, state so with --absent."
+            raise _wrong_status(found.task, limit, f"The vendor cannot be asked ({found.message}). {remedy}")
+        if found.outcome == "no_answer":
+            raise SubmissionUnknown(f"{task.external_task_id} is abandoned, and {found.message}. Nothing was sent.")
+        if found.task.status is TaskStatus.ABANDONED and found.report is not None:
+            remedy = "It is not sent again while the vendor has it. Ask again later with `tasks refresh`."
+            raise _wrong_status(found.task, f"{limit}, but {found.message}", remedy)
+        return found.task
 
-        Raises InvalidRequest if the create was answered already.
+    async def adopt(self, external_task_id: str, task_id: str) -> SubmittedTask:
+        """Assign the vendor's task `task_id` to a task whose create had no answer, or that is not followed any more.
+
+        The vendor is asked for it first. Raises InvalidRequest if it has none, if it is another task's, or if
+        this one has a vendor's task already; SubmissionUnknown if the vendor does not answer.
         """
         task = await self._ledger.get(external_task_id)
-        if task.status not in NOT_ANSWERED:
-            raise InvalidRequest(
-                [
-                    Problem(
-                        "external_task_id",
-                        f"{external_task_id} is {task.status.value}",
-                        "created or submission_unknown",
-                        f"It already is the vendor's task {task.task_id}. There is nothing to adopt.",
-                    )
-                ]
-            )
-        report = Report(source="create", status=TaskStatus.SUBMITTED, task_id=task_id)
-        await self.creator.observe(external_task_id, report)
-        return SubmittedTask(await self.creator.observe(external_task_id, Unconfirmed(by_vendor=False)), self._watch)
+        if task.status not in ADOPTABLE or task.task_id not in (None, task_id):
+            known = f", as the vendor's task {task.task_id}" if task.task_id else ""
+            limit = f"{', '.join(sorted(ADOPTABLE))}{known}"
+            raise _wrong_status(task, limit, "There is nothing to adopt. `tasks refresh` asks the vendor about it.")
+        for other in await self._ledger.by_task_ids(task.vendor, [task_id]):
+            if other.external_task_id != external_task_id:
+                remedy = "Copy the id of the task that the vendor's console shows for this request."
+                raise InvalidRequest([Problem("task_id", task_id, f"not that of {other.external_task_id}", remedy)])
+        found = await self._refresher.look_at(task, task_id)
+        if found.outcome == "no_answer":
+            raise SubmissionUnknown(f"{task_id} was not adopted: {found.message}. Nothing was changed.")
+        theirs = None if found.report is None else found.report.external_task_id
+        if found.report is None or theirs not in (None, external_task_id):
+            reason = f"the vendor has it as {theirs}" if theirs else found.message
+            raise InvalidRequest([Problem("task_id", task_id, reason, "Check it in the vendor's console.")])
+        return SubmittedTask(await self._refresher.adopt(task, found.report), self._watch)
 
     async def task(self, external_task_id: str) -> SubmittedTask:
         """Return a task that was submitted earlier, to wait for its result; raise TaskNotFound."""
         return SubmittedTask(await self._ledger.get(external_task_id), self._watch)
+
+
+ADOPTABLE = SENDABLE | {TaskStatus.ABANDONED}
+
+
+def _wrong_status(task: Task, limit: str, remedy: str) -> InvalidRequest:
+    value = f"{task.external_task_id} is {task.status.value}"
+    return InvalidRequest([Problem("external_task_id", value, limit, remedy)])

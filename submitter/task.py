@@ -5,6 +5,7 @@
     rank 2  submitted           accepted by the vendor
     rank 3  processing          being rendered by the vendor
     rank 4  abandoned           no final report before the deadline
+            refused             the vendor certainly created no task
     rank 5  succeed | failed    the vendor's final report
 
 `submitter.transition` decides how it changes. Pure. Times are Unix milliseconds.
@@ -18,13 +19,14 @@ from submitter.schedule import PollPolicy
 
 
 class TaskStatus(StrEnum):
-    """Kling's statuses (API v1), and two of kling-relay: submission_unknown and abandoned."""
+    """Kling's statuses (API v1), and three of kling-relay: submission_unknown, abandoned and refused."""
 
     CREATED = "created"
     SUBMISSION_UNKNOWN = "submission_unknown"
     SUBMITTED = "submitted"
     PROCESSING = "processing"
     ABANDONED = "abandoned"
+    REFUSED = "refused"
     SUCCEED = "succeed"
     FAILED = "failed"
 
@@ -35,6 +37,7 @@ RANK: dict[TaskStatus, int] = {
     TaskStatus.SUBMITTED: 2,
     TaskStatus.PROCESSING: 3,
     TaskStatus.ABANDONED: 4,
+    TaskStatus.REFUSED: 4,
     TaskStatus.SUCCEED: 5,
     TaskStatus.FAILED: 5,
 }
@@ -42,9 +45,15 @@ RANK: dict[TaskStatus, int] = {
 NOT_ANSWERED = frozenset({TaskStatus.CREATED, TaskStatus.SUBMISSION_UNKNOWN})
 """The statuses in which the vendor has not confirmed that it has the task."""
 
+SENDABLE = NOT_ANSWERED | {TaskStatus.REFUSED}
+"""The statuses in which the create request may be sent: after a refusal it is sent again."""
+
 TERMINAL = frozenset({TaskStatus.SUCCEED, TaskStatus.FAILED})
-SETTLED = TERMINAL | {TaskStatus.ABANDONED}
-"""The statuses that end a wait: the vendor's final report, or the deadline."""
+SETTLED = TERMINAL | {TaskStatus.ABANDONED, TaskStatus.REFUSED}
+"""The statuses that end a wait: the vendor's final report, the deadline, or a refused create."""
+
+RAW_MAX = 16 * 1024
+"""The most characters of a vendor's body that a task keeps."""
 
 
 class ArchivedCopy(msgspec.Struct, frozen=True):
@@ -57,6 +66,7 @@ class ArchivedCopy(msgspec.Struct, frozen=True):
 class Video(msgspec.Struct, frozen=True):
     """One result. `duration` is in seconds; `expires_at_ms` is when its URLs expire, by the vendor's rule.
 
+    `id` is the vendor's id of the video, which its other APIs take (extend, lip-sync, video-to-audio).
     `archived` and `archived_watermark` are the archived copies of `url` and `watermark_url`, if any.
     """
 
@@ -66,15 +76,20 @@ class Video(msgspec.Struct, frozen=True):
     expires_at_ms: int | None = None
     archived: "ArchivedCopy | None" = None
     archived_watermark: "ArchivedCopy | None" = None
+    id: str | None = None
 
 
 class Charge(msgspec.Struct, frozen=True):
-    """One charge: `kind` is `unit` (of a resource pack), `cash` or `credit`; amounts are decimal strings."""
+    """One charge: `kind` is `unit` (of a resource pack), `cash` or `credit`; amounts are decimal strings.
+
+    `source` is the balance or the pack that it was taken from, in the vendor's words.
+    """
 
     kind: str
     amount: str
     currency: str | None = None
     list_price: str | None = None
+    source: str | None = None
 
 
 class RefusedBy(msgspec.Struct, frozen=True, array_like=True):
@@ -104,9 +119,10 @@ class Task(msgspec.Struct, frozen=True, omit_defaults=True, rename=_STORED_AS):
     that refused it before `vendor`. `expects_callback`: the vendor is expected to report by a
     callback or an event stream; `heard_from_vendor`: it has done so. `lease_owner` may send the
     create request until `lease_until_ms`; `may_have_been_sent`: a create may have left and was not
-    definitely refused. `refused`: the create was definitely refused, and the next submission starts again.
-    `unconfirmed`: a poll must confirm a report first. `polls` counts the polls without news;
-    `poll_at_ms` is the time of the next poll, None for never.
+    definitely refused; `first_sent_at_ms`: no create left earlier than that. `unconfirmed`: a poll
+    must confirm a report first. `polls` counts the polls without news; `poll_at_ms` is the time of the
+    next poll, None for never. `raw` is the last authentic body about the task, without secrets, cut
+    off at RAW_MAX characters.
     """
 
     external_task_id: str
@@ -128,25 +144,36 @@ class Task(msgspec.Struct, frozen=True, omit_defaults=True, rename=_STORED_AS):
     lease_owner: str | None = None
     lease_until_ms: int = 0
     may_have_been_sent: bool = False
-    refused: bool = False
+    first_sent_at_ms: int | None = None
     unconfirmed: bool = False
     polls: int = 0
     poll_at_ms: int | None = None
+    raw: str = ""
 
     @property
     def is_open(self) -> bool:
-        """Whether the task occupies a slot at its vendor: it is reserved, not refused and not settled."""
-        return self.status not in SETTLED and not self.refused
+        """Whether the task occupies a slot at its vendor: it is reserved and not settled."""
+        return self.status not in SETTLED
+
+    @property
+    def sent_after_ms(self) -> int:
+        """The time before which no create of this task left: that of the first send, else of the reservation."""
+        return self.created_at_ms if self.first_sent_at_ms is None else self.first_sent_at_ms
 
     @property
     def abandon_at_ms(self) -> int:
-        """The deadline after which the task is abandoned."""
-        return self.created_at_ms + int(self.poll_policy.abandon_after_s * 1000)
+        """The deadline after which the task is abandoned; it counts from the first send."""
+        return self.sent_after_ms + int(self.poll_policy.abandon_after_s * 1000)
 
 
 def may_send(task: Task, now_ms: int) -> bool:
     """Return whether the lease to send this task's create request can be taken at `now_ms`."""
-    return task.status in NOT_ANSWERED and (task.lease_owner is None or task.lease_until_ms <= now_ms)
+    return task.status in SENDABLE and not is_leased(task, now_ms)
+
+
+def is_leased(task: Task, now_ms: int) -> bool:
+    """Return whether a submitter holds the lease to send this task's create request at `now_ms`."""
+    return task.lease_owner is not None and task.lease_until_ms > now_ms
 
 
 def refusals_of(task: Task) -> str:

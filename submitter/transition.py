@@ -1,20 +1,38 @@
 """The task state machine: what an observation (a report, a lease, a refusal, ...) changes in a task. Pure.
 
-Invariants: a task's rank never decreases; `succeed` and `failed` are final; a report without news
-changes nothing; only a final report of the vendor leaves `abandoned`. Time is passed in, in Unix
-milliseconds.
+Invariants: a task's rank never decreases, except that a refused task may be sent again; `succeed` and
+`failed` are final; a report without news changes nothing; `abandoned` is left only by a final report of
+the vendor. Time is passed in, in Unix milliseconds.
+
+A task at the vendor is adopted only if it can be ours: a create may have left, and the vendor states that
+it created its task after that first send. Otherwise the id was used before, by someone else's task.
 """
 
 from collections.abc import Callable
-from typing import Literal
 
 import msgspec
 from msgspec.structs import replace
 
-from submitter.schedule import PollPolicy, spread
+from submitter.observation import (
+    ASKED,
+    PUSHED,
+    Adopted,
+    Archived,
+    CreateRefused,
+    FailedOver,
+    NoAnswer,
+    Observation,
+    OutcomeUnknown,
+    Report,
+    SendLease,
+    Unconfirmed,
+)
+from submitter.schedule import spread
 from submitter.task import (
     NOT_ANSWERED,
     RANK,
+    RAW_MAX,
+    SENDABLE,
     SETTLED,
     TERMINAL,
     ArchivedCopy,
@@ -27,84 +45,16 @@ from submitter.task import (
     refusals_of,
 )
 
-Source = Literal["create", "callback", "stream", "poll"]
+ADOPTION_SKEW_MS = 60_000
+"""How far the vendor's clock may be behind ours when a task that was found by our id is adopted."""
 
+LATE_POLLS = 10
+"""How often a report that came after its task was settled is asked about at most."""
 
-class Report(msgspec.Struct, frozen=True):
-    """A vendor's report about a task: the answer to create, a callback, a stream event or a query's answer.
-
-    `unfinished`: the vendor reports the end without a result yet, so the task is polled again.
-    `is_test`: the vendor's console sent it to test a callback URL; no such task exists.
-    """
-
-    source: Source
-    status: TaskStatus
-    task_id: str | None = None
-    external_task_id: str | None = None
-    message: str = ""
-    videos: tuple[Video, ...] = ()
-    cost: tuple[Charge, ...] = ()
-    unfinished: bool = False
-    is_test: bool = False
-
-
-class SendLease(msgspec.Struct, frozen=True):
-    """The lease to send the create request: `lease_owner` holds it until `until_ms`.
-
-    `begins`: the owner is about to send. `renews`: extend a lease that the owner still holds; a renewal
-    that arrives after the lease was released does not take it again.
-    """
-
-    lease_owner: str
-    until_ms: int
-    begins: bool = False
-    renews: bool = False
-
-
-class CreateRefused(msgspec.Struct, frozen=True):
-    """No task was created: the request was definitely refused, or not sent."""
-
-    message: str
-
-
-class FailedOver(msgspec.Struct, frozen=True):
-    """The request moves to `vendor`: the previous one definitely refused for `reason`, or (None) it starts again."""
-
-    vendor: str
-    poll_policy: PollPolicy
-    reason: str | None
-
-
-class OutcomeUnknown(msgspec.Struct, frozen=True):
-    """The create request was sent, and its outcome cannot be determined at the moment."""
-
-    message: str
-
-
-class NoAnswer(msgspec.Struct, frozen=True):
-    """A poll returned nothing usable: no answer, an unreadable one, or a task that the vendor does not know."""
-
-    message: str = ""
-
-
-class Unconfirmed(msgspec.Struct, frozen=True):
-    """A report that a poll must confirm first: it is unsigned, or could not be parsed.
-
-    `task_id` is the vendor's id from the report: with it the vendor can be polled even if the answer
-    to create was lost. `by_vendor` is False if a person made the report.
-    """
-
-    task_id: str | None = None
-    by_vendor: bool = True
-
-
-class Archived(msgspec.Struct, frozen=True):
-    """Results were archived: the copies, by the URLs that they were downloaded from."""
-
-    copies: dict[str, ArchivedCopy]
-
-
-Observation = Archived | Report | SendLease | CreateRefused | FailedOver | OutcomeUnknown | NoAnswer | Unconfirmed
+USED_BEFORE = (
+    "the vendor has a task with this id that was created before this one was sent: the id was used before,"
+    " and no task of this request was created"
+)
 
 
 class Transition(msgspec.Struct, frozen=True):
@@ -114,9 +64,6 @@ class Transition(msgspec.Struct, frozen=True):
     event_type: str | None = None
 
 
-PUSHED = ("callback", "stream")
-"""The sources that the vendor pushes; the others are answers to our requests."""
-
 Decide = Callable[[Task], Transition | None]
 
 
@@ -125,55 +72,32 @@ def transition(task: Task, observation: Observation, now_ms: int) -> Transition 
     match observation:
         case Report():
             return _reported(task, observation, now_ms)
+        case Adopted(report):
+            return _adopted(task, report, now_ms)
         case Archived(copies):
             return _archived(task, copies, now_ms)
         case SendLease():
             return _leased(task, observation, now_ms)
         case CreateRefused(message):
-            if task.status is not TaskStatus.CREATED:
-                return None
-            return Transition(
-                replace(
-                    task,
-                    refused=True,
-                    may_have_been_sent=False,
-                    lease_owner=None,
-                    lease_until_ms=0,
-                    status_message=message,
-                    poll_at_ms=None,
-                    updated_at_ms=now_ms,
-                )
-            )
-        case FailedOver(vendor, poll_policy, reason):
-            if task.status is not TaskStatus.CREATED:
-                return None
-            refused_by = task.refused_by if reason is None else (*task.refused_by, RefusedBy(task.vendor, reason))
-            moved = replace(
-                task,
-                vendor=vendor,
-                poll_policy=poll_policy,
-                refused_by=refused_by,
-                may_have_been_sent=False,
-                updated_at_ms=now_ms,
-            )
-            return Transition(moved)
+            return _refused(task, message, now_ms) if task.status is TaskStatus.CREATED else None
+        case FailedOver():
+            return _failed_over(task, observation, now_ms)
         case OutcomeUnknown(message):
             return _outcome_unknown(task, message, now_ms)
         case NoAnswer(message):
             return _no_news(task, message, now_ms)
-        case Unconfirmed(task_id, by_vendor):
-            if task.status in TERMINAL:
-                return None
-            return Transition(
-                replace(
-                    task,
-                    task_id=task.task_id or task_id,
-                    unconfirmed=True,
-                    heard_from_vendor=task.heard_from_vendor or by_vendor,
-                    polls=0,
-                    poll_at_ms=now_ms,
-                )
-            )
+        case Unconfirmed():
+            return _unconfirmed(task, observation, now_ms)
+
+
+def is_about(task: Task, report: Report) -> bool:
+    """Return whether a report is about this task, and not about another one with the same external_task_id."""
+    return report.task_id == task.task_id if task.task_id is not None else not _predates(task, report)
+
+
+def _predates(task: Task, report: Report) -> bool:
+    created_at_ms = report.created_at_ms
+    return created_at_ms is not None and created_at_ms < task.sent_after_ms - ADOPTION_SKEW_MS
 
 
 def next_poll_ms(task: Task, now_ms: int) -> int:
@@ -190,8 +114,24 @@ def next_poll_ms(task: Task, now_ms: int) -> int:
 
 
 def _reported(task: Task, report: Report, now_ms: int) -> Transition | None:
-    abandoned = task.status is TaskStatus.ABANDONED
-    if report.unfinished:
+    if task.task_id is None and report.source in ASKED:
+        return _found_by_our_id(task, report, now_ms)
+    return _news(task, report, now_ms)
+
+
+def _found_by_our_id(task: Task, report: Report, now_ms: int) -> Transition | None:
+    """Adopt the vendor's task with our id if it can be ours; see the head of this module."""
+    if not task.may_have_been_sent:
+        return _no_news(task, "", now_ms)
+    if report.created_at_ms is None:
+        return _no_news(task, "the vendor has a task with this id, and does not state when it was created", now_ms)
+    if _predates(task, report):
+        return _refused(task, USED_BEFORE, now_ms) if task.status in NOT_ANSWERED else None
+    return _news(task, report, now_ms)
+
+
+def _news(task: Task, report: Report, now_ms: int) -> Transition | None:
+    if report.unfinished or _lacks_watermark(task, report):
         return _unfinished(task, report, now_ms)
     if report.source in PUSHED and not task.heard_from_vendor:
         task = replace(task, heard_from_vendor=True)
@@ -204,11 +144,14 @@ def _reported(task: Task, report: Report, now_ms: int) -> Transition | None:
             message=report.message or (_failover_message(task) if report.status is TaskStatus.SUBMITTED else ""),
             videos=report.videos,
             cost=report.cost or task.cost,
+            raw=report.raw,
         )
-    if task.status in TERMINAL or abandoned:
-        return None
-    if report.source == "poll":
-        return _no_news(task, "", now_ms)
+    if report.source == "refresh" and report.status is task.status is TaskStatus.SUCCEED:
+        return _renewed(task, report, now_ms)
+    if task.status in SETTLED:
+        return _settled_without_news(task, report, now_ms) if report.source in ASKED else None
+    if report.source in ASKED:
+        return _no_news(_with_raw(task, report), "", now_ms)
     if report.source == "create" and (task.task_id is None or task.lease_owner is not None):
         # A callback arrived before the answer to create: only the id and the end of the lease are new.
         return Transition(
@@ -221,6 +164,86 @@ def _reported(task: Task, report: Report, now_ms: int) -> Transition | None:
             )
         )
     return None
+
+
+def _settled_without_news(task: Task, report: Report | None, now_ms: int) -> Transition | None:
+    """Keep what a query found, and ask a few more times if a late report is still to be confirmed."""
+    found = task
+    if report is not None and task.task_id is None:
+        found = replace(_with_raw(task, report), task_id=report.task_id)
+    if task.poll_at_ms is not None:
+        polls, backoff = task.polls + 1, task.poll_policy.while_unexpected
+        delay_ms = int(backoff.delay_s(polls, spread(task.external_task_id)) * 1000)
+        found = replace(found, polls=polls, poll_at_ms=now_ms + delay_ms if polls < LATE_POLLS else None)
+    return None if found is task else Transition(found)
+
+
+def _adopted(task: Task, report: Report, now_ms: int) -> Transition | None:
+    if task.status in TERMINAL or task.task_id not in (None, report.task_id):
+        return None
+    adopted = replace(task, task_id=report.task_id, may_have_been_sent=True, updated_at_ms=now_ms)
+    return _news(adopted, report, now_ms) or Transition(_with_raw(adopted, report))
+
+
+def _lacks_watermark(task: Task, report: Report) -> bool:
+    """Return whether a pushed result lacks the watermarked copy that was requested: a query may have it."""
+    is_result = report.source in PUSHED and report.status is TaskStatus.SUCCEED
+    return (
+        is_result
+        and task.request.get("watermark") == "yes"
+        and any(video.watermark_url is None for video in report.videos)
+    )
+
+
+def _renewed(task: Task, report: Report, now_ms: int) -> Transition | None:
+    """Take over new URLs and the cost of a result; its archived copies stay, and no event is emitted."""
+    videos = tuple(
+        replace(new, archived=old.archived, archived_watermark=old.archived_watermark)
+        for new, old in zip(report.videos, task.videos, strict=False)
+    )
+    renewed = replace(task, videos=videos or task.videos, cost=report.cost or task.cost)
+    return None if renewed == task else Transition(replace(_with_raw(renewed, report), updated_at_ms=now_ms))
+
+
+def _with_raw(task: Task, report: Report) -> Task:
+    return replace(task, raw=report.raw[:RAW_MAX] or task.raw)
+
+
+def _refused(task: Task, message: str, now_ms: int) -> Transition:
+    """End a task that certainly does not exist at the vendor."""
+    return _enter(replace(task, may_have_been_sent=False), TaskStatus.REFUSED, now_ms, message=message)
+
+
+def _failed_over(task: Task, failed_over: FailedOver, now_ms: int) -> Transition | None:
+    if task.status is not TaskStatus.CREATED:
+        return None
+    reason, refused_by = failed_over.reason, task.refused_by
+    if reason is not None:
+        refused_by = (*refused_by, RefusedBy(task.vendor, reason))
+    moved = replace(
+        task,
+        vendor=failed_over.vendor,
+        poll_policy=failed_over.poll_policy,
+        refused_by=refused_by,
+        may_have_been_sent=False,
+        updated_at_ms=now_ms,
+    )
+    return Transition(moved)
+
+
+def _unconfirmed(task: Task, unconfirmed: Unconfirmed, now_ms: int) -> Transition | None:
+    if task.status in TERMINAL:
+        return None
+    due = replace(
+        task,
+        task_id=task.task_id or unconfirmed.task_id,
+        unconfirmed=True,
+        heard_from_vendor=task.heard_from_vendor or unconfirmed.by_vendor,
+        polls=0,
+        poll_at_ms=now_ms,
+        raw=unconfirmed.raw[:RAW_MAX] or task.raw,
+    )
+    return Transition(due)
 
 
 def _archived(task: Task, copies: dict[str, ArchivedCopy], now_ms: int) -> Transition | None:
@@ -240,11 +263,11 @@ def _archived(task: Task, copies: dict[str, ArchivedCopy], now_ms: int) -> Trans
 
 
 def _unfinished(task: Task, report: Report, now_ms: int) -> Transition | None:
-    if task.status in SETTLED:
+    if task.status in TERMINAL:
         return None
     if report.source in PUSHED:
-        return transition(task, Unconfirmed(report.task_id), now_ms)
-    return _no_news(replace(task, unconfirmed=True), "", now_ms)
+        return transition(task, Unconfirmed(report.task_id, raw=report.raw), now_ms)
+    return _no_news(replace(_with_raw(task, report), unconfirmed=True), "", now_ms)
 
 
 def _failover_message(task: Task) -> str:
@@ -268,10 +291,13 @@ def _leased(task: Task, lease: SendLease, now_ms: int) -> Transition | None:
     lease_owner, until_ms = lease.lease_owner, lease.until_ms
     if task.lease_owner != lease_owner and (lease.renews or not may_send(task, now_ms)):
         return None
-    if task.status not in NOT_ANSWERED:
+    if task.status not in SENDABLE:
         return None
-    if task.refused:  # a new start: the time since the refusal does not count towards the deadline
-        task = replace(task, created_at_ms=now_ms, refused_by=())
+    restarts = task.status is TaskStatus.REFUSED
+    if restarts:
+        task = replace(task, status=TaskStatus.CREATED, status_message="", task_id=None, refused_by=(), raw="")
+    if restarts or (lease.begins and not task.may_have_been_sent):
+        task = replace(task, first_sent_at_ms=now_ms)
     # If the submitter dies, a poll looks for the task soon after the lease expires.
     overdue_at_ms = min(
         until_ms + int(task.poll_policy.while_unexpected.max_s * 1000), max(task.abandon_at_ms, until_ms)
@@ -282,7 +308,6 @@ def _leased(task: Task, lease: SendLease, now_ms: int) -> Transition | None:
             lease_owner=lease_owner,
             lease_until_ms=until_ms,
             may_have_been_sent=task.may_have_been_sent or lease.begins,
-            refused=False,
             poll_at_ms=_earliest_poll(task, overdue_at_ms),
             updated_at_ms=now_ms,
         )
@@ -298,7 +323,7 @@ def _earliest_poll(task: Task, poll_at_ms: int | None) -> int | None:
 
 def _no_news(task: Task, message: str, now_ms: int) -> Transition | None:
     if task.status in SETTLED:
-        return None
+        return _settled_without_news(task, None, now_ms)
     if now_ms >= task.abandon_at_ms:
         reason = task.status_message or message or "the vendor reported no final status before the deadline"
         return _enter(task, TaskStatus.ABANDONED, now_ms, message=reason)
@@ -320,6 +345,7 @@ def _enter(
     task_id: str | None = None,
     videos: tuple[Video, ...] = (),
     cost: tuple[Charge, ...] = (),
+    raw: str = "",
 ) -> Transition:
     entered = replace(
         task,
@@ -331,9 +357,9 @@ def _enter(
         sequence=task.sequence + 1,
         lease_owner=None,
         lease_until_ms=0,
-        refused=False,
         polls=0,
         updated_at_ms=now_ms,
+        raw=raw[:RAW_MAX] or task.raw,
     )
     poll_at_ms = None if status in SETTLED else next_poll_ms(entered, now_ms)
     return Transition(replace(entered, poll_at_ms=poll_at_ms), f"task.{status.value}")

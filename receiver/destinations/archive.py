@@ -29,8 +29,9 @@ from submitter.event import Event
 from submitter.ledger.base import Tasks
 from submitter.media.download import CannotFetch, download
 from submitter.media.store import directory_of
+from submitter.observation import Archived
 from submitter.task import ArchivedCopy, TaskStatus
-from submitter.transition import Archived, transition
+from submitter.transition import transition
 
 StoreFile = Callable[[Path, str], Awaitable[str]]
 """Stores a file under a key; returns its URL."""

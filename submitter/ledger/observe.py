@@ -3,10 +3,17 @@
 import structlog
 
 from submitter.ledger.base import Tasks
+from submitter.observation import Observation, Report
 from submitter.task import Task
-from submitter.transition import Observation, transition
+from submitter.transition import transition
 
 log = structlog.get_logger("task")
+
+
+def _request_id(observation: Observation) -> dict[str, str]:
+    """Return the vendor's id of its answer, which its support asks for."""
+    id = observation.request_id if isinstance(observation, Report) else None
+    return {} if id is None else {"request_id": id}
 
 
 async def observe(ledger: Tasks, external_task_id: str, observation: Observation, now_ms: int, *, source: str) -> Task:
@@ -24,5 +31,6 @@ async def observe(ledger: Tasks, external_task_id: str, observation: Observation
             status=task.status.value,
             task_id=task.task_id,
             source=source,
+            **_request_id(observation),
         )
     return task

@@ -9,7 +9,7 @@ import struct
 from collections.abc import Generator, Iterator
 from typing import NamedTuple
 
-from submitter.request import MediaFacts
+from submitter.media.check import MediaFacts
 
 Reading = Generator[tuple[int, int], bytes, MediaFacts]
 

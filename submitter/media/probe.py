@@ -1,7 +1,7 @@
 """Media probing: reads format, size, dimensions and duration of images and videos for preflight.
 
 Reads only a few kilobytes: of a URL by range requests, with an upper limit. A medium that cannot be
-probed is a warning, since the vendor may be able to reach it. `submitter.request.check_media` checks
+probed is a warning, since the vendor may be able to reach it. `submitter.media.check` checks
 the result against the vendor's limits.
 """
 
@@ -20,8 +20,8 @@ import msgspec
 
 from submitter.callback_url import redact
 from submitter.errors import Problem
+from submitter.media.check import MediaFacts
 from submitter.media.isobmff import Reading, Unreadable, read_movie, sniff
-from submitter.request import MediaFacts
 
 CHUNK = 64 * 1024
 REMOTE_MAX = 8 * 1024 * 1024
@@ -70,7 +70,11 @@ def open_medium(field: str, value: str | Path, *, inline: bool) -> Medium | Prob
         if "://" in value:
             return Problem(field, repr(value[:80]), "http:// or https://", "Use a URL that the vendor can fetch.")
     path = Path(value)
-    if not path.is_file():
+    try:
+        is_file = path.is_file()
+    except OSError:  # the name is too long to be one
+        is_file = False
+    if not is_file:
         kinds = "a URL, a file or base64" if inline else "a URL or a file"
         return Problem(field, repr(str(value)[:120]), kinds, "There is no such file. Check the path.")
     return Medium(field, path=path.absolute())

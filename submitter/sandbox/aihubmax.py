@@ -1,8 +1,9 @@
 """AIHubMax's stand-in (mock server). Its callbacks follow the documentation of its sister platform."""
 
 import uuid
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
+import msgspec
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -24,6 +25,20 @@ ERRORS = {
 }
 MODELS = {"kling-v3-motion-control": "3.0", "kling-v2-6-motion-control": "2.6"}
 RULES = MediaRules(image_mb=10, image_inline=False)
+PROGRESS = {"submitted": 0, "processing": 50, "succeeded": 100, "failed": 50}
+
+
+class Create(msgspec.Struct):
+    """The body of a create."""
+
+    model: Literal["kling-v3-motion-control", "kling-v2-6-motion-control"]
+    image_url: str
+    video_url: str
+    mode: Literal["std", "pro"] = "std"
+    prompt: str = ""
+    character_orientation: Literal["image", "video"] = "image"
+    keep_original_sound: Literal["yes", "no"] = "yes"
+    callback_url: str | None = None
 
 
 class AIHubMaxSandbox(Sandbox):
@@ -50,23 +65,18 @@ class AIHubMaxSandbox(Sandbox):
         return None if job.is_open else self._task(job)
 
     async def _create(self, request: Request) -> dict[str, Any]:
-        body = await self.json(request)
-        model, mode = MODELS.get(str(body.get("model"))), body.get("mode", "std")
-        sound = body.get("keep_original_sound", "yes")
-        if model is None or mode not in ("std", "pro") or sound not in ("yes", "no"):
-            raise Refusal("invalid", "model, mode or keep_original_sound is not valid")
-        orientation = body.get("character_orientation", "image")
+        body = await self.body(request, Create)
         job = await self.create(
             RenderRequest(
-                model=model,
-                prompt=body.get("prompt", ""),
-                image=body.get("image_url"),
-                video=body.get("video_url"),
-                orientation=orientation,
-                sound=sound == "yes",
-                resolution="720p" if mode == "std" else "1080p",
-                callback_url=body.get("callback_url"),
-                limit_s=30 if orientation == "video" else 10,
+                model=MODELS[body.model],
+                prompt=body.prompt,
+                image=body.image_url,
+                video=body.video_url,
+                orientation=body.character_orientation,
+                sound=body.keep_original_sound == "yes",
+                resolution="720p" if body.mode == "std" else "1080p",
+                callback_url=body.callback_url,
+                limit_s=30 if body.character_orientation == "video" else 10,
             ),
             RULES,
         )
@@ -79,16 +89,16 @@ class AIHubMaxSandbox(Sandbox):
         task: dict[str, Any] = {
             "created": job.created_ms // 1000,
             "id": job.id,
-            "model": "kling-v3-motion-control",
+            "model": next(name for name, model in MODELS.items() if model == job.request.model),
             "object": "video.generation.task",
-            "progress": 0 if job.is_open else 100,
+            "progress": PROGRESS[job.status],
             "status": STATUS[job.status],
             "task_info": {"can_cancel": False},
             "type": "video",
+            "usage": {"credits_reserved": job.request.limit_s * 4},
         }
         if job.status == "succeeded":
             task["results"] = [{"url": self.result_url(job)}] if job.has_url else []
-            task["usage"] = {"credits_used": round(job.duration_s * 10, 1)}
         if job.status == "failed":
             task["error"] = {"code": "generation_failed", "message": job.message, "type": "server_error"}
         return task

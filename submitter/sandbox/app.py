@@ -36,7 +36,8 @@ def sandbox_class(vendor: str) -> type[Sandbox]:
 def create_sandbox(sandboxes: Iterable[Sandbox], *, base_url: str) -> Starlette:
     """Create the app. `base_url` is its own URL, which result URLs begin with.
 
-    Each vendor is at `/{vendor}`, and at the root as well: there the first stand-in with the route answers.
+    Each vendor is at `/{vendor}`, and at the root as well: there the first stand-in with the route answers, and
+    the first one refuses every other request.
     """
     stand_ins = list(sandboxes)
     for sandbox in stand_ins:
@@ -77,8 +78,12 @@ def create_sandbox(sandboxes: Iterable[Sandbox], *, base_url: str) -> Starlette:
         routes=[
             Route("/sandbox/faults", set_faults, methods=["POST"]),
             Route("/sandbox/state", show_state),
-            *(Mount(f"/{one.name}", routes=[*one.routes(), one.result_route()]) for one in stand_ins),
+            *(
+                Mount(f"/{one.name}", routes=[*one.routes(), one.result_route(), one.fallback_route()])
+                for one in stand_ins
+            ),
             *(route for one in stand_ins for route in one.routes()),
+            stand_ins[0].fallback_route(),
         ],
         lifespan=lifespan,
     )

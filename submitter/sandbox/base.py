@@ -9,7 +9,7 @@ import itertools
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import httpx
 import msgspec
@@ -23,6 +23,7 @@ from submitter.sandbox.faults import Dice, Faults
 from submitter.sandbox.studio import MediaRules, Refusal, RenderRequest, Studio
 
 API_KEY = "sandbox-key"
+Body = TypeVar("Body", bound=msgspec.Struct)
 log = structlog.get_logger("sandbox")
 
 
@@ -165,10 +166,27 @@ class Sandbox(ABC):
                 answer = await handler(request)
                 return answer if isinstance(answer, Response) else JSONResponse(answer)
             except Refusal as refusal:
-                self.counts[f"refused_{refusal.kind}"] += 1
-                return self.refuse(refusal)
+                return self._refused(refusal)
 
         return Route(path, guarded, methods=[method])
+
+    def _refused(self, refusal: Refusal) -> Response:
+        self.counts[f"refused_{refusal.kind}"] += 1
+        return self.refuse(refusal)
+
+    def fallback_route(self) -> Route:
+        """Return the route of every other path and method: an error in the vendor's form."""
+
+        async def unknown(request: Request) -> Response:
+            path = f"/{request.path_params['path']}"
+            others = [route for route in self.routes() if route.path_regex.match(path)]
+            return self._refused(self.unknown(request.method, path, is_path_known=bool(others)))
+
+        return Route("/{path:path}", unknown, methods=["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"])
+
+    def unknown(self, method: str, path: str, *, is_path_known: bool) -> Refusal:
+        """Return the refusal of an unknown path, or of a known path's unknown method."""
+        return Refusal("absent", f"{method} {path} is not part of this API")
 
     def result_route(self) -> Route:
         """Return the route that serves result videos."""
@@ -187,15 +205,12 @@ class Sandbox(ABC):
         """Return the URL of a task's result video."""
         return f"{self.base_url}/results/{job.id}.mp4"
 
-    async def json(self, request: Request) -> dict[str, Any]:
-        """Return the JSON object in a request's body; raise Refusal for anything else."""
+    async def body(self, request: Request, kind: type[Body]) -> Body:
+        """Return a request's JSON body as a struct; raise Refusal, which names the field, for any other shape."""
         try:
-            body = await request.json()
-        except (ValueError, ClientDisconnect) as error:
-            raise Refusal("invalid", "the body is not JSON") from error
-        if not isinstance(body, dict):
-            raise Refusal("invalid", "the body is not an object")
-        return body
+            return msgspec.json.decode(await request.body() or b"{}", type=kind)
+        except (msgspec.DecodeError, UnicodeDecodeError, ClientDisconnect, RecursionError) as error:
+            raise Refusal("invalid", str(error)) from error
 
     def queried_job(self, id: str) -> Job:
         """Return the task of a query, and count the query; raise Refusal when there is no such task."""
@@ -213,11 +228,16 @@ class Sandbox(ABC):
 
     # -- create -------------------------------------------------------------------------------
 
-    async def create(self, request: RenderRequest, rules: MediaRules, *, api_version: int = 1) -> Job:
-        """Validate a create request and start its task; raise Refusal. An external id creates at most one task."""
+    async def create(
+        self, request: RenderRequest, rules: MediaRules, *, api_version: int = 1, checks_late: bool = False
+    ) -> Job:
+        """Validate a create request and start its task; raise Refusal. An external id creates at most one task.
+
+        With `checks_late`, media are validated when the task runs: it fails then.
+        """
         if self.faults.refuse:
             raise Refusal(self.faults.refuse, f"no {self.faults.refuse} (injected fault)")
-        image, video = await self._studio.check(request, rules)
+        checked = None if checks_late else await self._studio.check(request, rules)
         # No await from this check until the job is registered: of two creates with one id only one may pass.
         if request.external_id in self.by_external_id:
             raise Refusal("invalid", f"External_task_id {request.external_id} already exists")
@@ -229,7 +249,7 @@ class Sandbox(ABC):
             self.by_external_id[request.external_id] = job
         self.counts["created"] += 1
         log.info("sandbox.created", vendor=self.name, task_id=job.id, external_task_id=request.external_id)
-        running = asyncio.create_task(self._run(job, image, video))
+        running = asyncio.create_task(self._run(job, rules, checked))
         self._running.add(running)
         running.add_done_callback(self._running.discard)
         await self._inject_create_faults()
@@ -246,19 +266,22 @@ class Sandbox(ABC):
 
     # -- task lifecycle -----------------------------------------------------------------------
 
-    async def _run(self, job: Job, image: bytes, video: bytes) -> None:
+    async def _run(self, job: Job, rules: MediaRules, checked: tuple[bytes, bytes] | None) -> None:
         held: list[Notification] = []
         reordered = self._dice.happens(self.faults.reorder)
-        rendering = asyncio.create_task(self._studio.render(job.request, image, video))
+        rendering = asyncio.create_task(self._render(job, rules, checked))
         await self._notify(job, held, hold=False)
         await self.clock.sleep(self.pace_s)
         self._set_status(job, "processing")
         await self._notify(job, held, hold=reordered)
         await self.clock.sleep(2 * self.pace_s)
-        job.result, job.duration_s = await rendering
+        unusable = await rendering
         if not job.is_open:  # cancelled meanwhile
             return
-        if self._dice.happens(self.faults.fail):
+        if unusable is not None:
+            job.message = unusable
+            self._set_status(job, "failed")
+        elif self._dice.happens(self.faults.fail):
             job.message = self.faults.fail_reason
             self._set_status(job, "failed")
         else:
@@ -266,6 +289,15 @@ class Sandbox(ABC):
             self._set_status(job, "succeeded")
         job.is_forgotten = self._dice.happens(self.faults.forget)
         await self._notify(job, held, hold=False)
+
+    async def _render(self, job: Job, rules: MediaRules, checked: tuple[bytes, bytes] | None) -> str | None:
+        """Render a task's result; return why its media cannot be used, or None."""
+        try:
+            image, video = checked or await self._studio.check(job.request, rules)
+        except Refusal as refusal:
+            return refusal.message
+        job.result, job.duration_s = await self._studio.render(job.request, image, video)
+        return None
 
     def _set_status(self, job: Job, status: str) -> None:
         job.status = status

@@ -1,9 +1,12 @@
 """Fault injection settings of the sandbox. A rate is a probability from 0 to 1, drawn per create or callback."""
 
 import random
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
+
+Rate = Annotated[float, msgspec.Meta(ge=0, le=1)]
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
 
 
 class Faults(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -19,22 +22,22 @@ class Faults(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     `expire_s` is how many seconds a result can be downloaded. `seed` makes the draws repeatable.
     """
 
-    drop: float = 0
-    repeat: float = 0
-    reorder: float = 0
-    forge: float = 0
-    delay_s: float = 0
-    create_late: float = 0
-    late_s: float = 5
-    create_5xx: float = 0
-    create_never: float = 0
+    drop: Rate = 0
+    repeat: Rate = 0
+    reorder: Rate = 0
+    forge: Rate = 0
+    delay_s: Seconds = 0
+    create_late: Rate = 0
+    late_s: Seconds = 5
+    create_5xx: Rate = 0
+    create_never: Rate = 0
     refuse: Literal["", "balance", "permission", "capacity", "rate", "maintenance"] = ""
-    no_url: float = 0
-    fail: float = 0
-    forget: float = 0
-    hang_up: float = 0
+    no_url: Rate = 0
+    fail: Rate = 0
+    forget: Rate = 0
+    hang_up: Rate = 0
     fail_reason: str = "the reference video shows no person"
-    expire_s: float = 30 * 86400
+    expire_s: Seconds = 30 * 86400
     seed: int = 1
 
 

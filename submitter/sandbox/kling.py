@@ -17,6 +17,11 @@ from submitter.sandbox.base import Job, Notification, Sandbox
 from submitter.sandbox.kling_wire import (
     CODES,
     CodedRefusal,
+    ContentV2,
+    CreateV1,
+    CreateV2,
+    ListV2,
+    OptionsV2,
     authenticate,
     callback_v1,
     created_v2,
@@ -35,6 +40,8 @@ class KlingSandbox(Sandbox):
     """Kling's motion control API, with queries, account costs, and callbacks that it can sign."""
 
     name: ClassVar[str] = "kling"
+    elements: frozenset[str] | None = None
+    """The ids in the account's element library; None accepts any."""
 
     def routes(self) -> list[Route]:
         route = self._enveloped
@@ -81,6 +88,11 @@ class KlingSandbox(Sandbox):
             headers = self.sign(forged) | {"webhook-signature": "v1," + base64.b64encode(bytes(32)).decode()}
             await self.post(job, "forged", url, forged, headers)
 
+    def unknown(self, method: str, path: str, *, is_path_known: bool) -> Refusal:
+        if is_path_known:
+            return CodedRefusal(404, 1202, f"method {method} is not supported")
+        return CodedRefusal(404, 1203, f"resource {path} does not exist")
+
     def environ(self) -> dict[str, str]:
         return super().environ() | ({"KLING_WEBHOOK_SECRET": self.secret} if self.secret else {})
 
@@ -98,52 +110,42 @@ class KlingSandbox(Sandbox):
         model = {"kling-3.0": "3.0", "kling-2.6": "2.6"}.get(request.path_params["model"])
         if model is None:
             raise CodedRefusal(404, 1203, "model not found")
-        body = await self.json(request)
-        contents, settings, options = (body.get(name) or {} for name in ("contents", "settings", "options"))
-        if not isinstance(contents, list):
-            raise Refusal("invalid", "contents must be an array")
-        by_type: dict[str, list[dict[str, Any]]] = {}
-        for content in contents:
-            by_type.setdefault(str(content.get("type")), []).append(content)
-        audio, resolution = settings.get("audio", "original"), settings.get("resolution", "720p")
-        if audio not in ("original", "off") or resolution not in ("720p", "1080p"):
-            raise Refusal("invalid", "audio must be original or off, resolution 720p or 1080p")
+        body = await self.body(request, CreateV2)
+        options = body.options or OptionsV2()
+        by_type: dict[str, list[ContentV2]] = {}
+        for content in body.contents:
+            by_type.setdefault(content.type, []).append(content)
+        prompt, image, video = (by_type.get(name, [ContentV2(name)])[0] for name in ("prompt", "image", "video"))
         render_request = RenderRequest(
             model=model,
-            prompt=(by_type.get("prompt") or [{}])[0].get("text", ""),
-            image=(by_type.get("image") or [{}])[0].get("url"),
-            video=(by_type.get("video") or [{}])[0].get("url"),
-            orientation=settings.get("character_orientation"),
-            sound=audio == "original",
-            resolution=resolution,
-            watermark=bool((options.get("watermark_info") or {}).get("enabled")),
-            callback_url=options.get("callback_url"),
-            external_id=options.get("external_task_id"),
+            prompt=prompt.text,
+            image=image.url,
+            video=video.url,
+            orientation=body.settings.character_orientation,
+            sound=body.settings.audio == "original",
+            resolution=body.settings.resolution,
+            watermark=options.watermark_info is not None and options.watermark_info.enabled,
+            callback_url=options.callback_url,
+            external_id=options.external_task_id or None,
         )
-        elements = [one.get("element_id") for one in by_type.get("element", [])]
+        elements = [str(one.element_id) for one in by_type.get("element", [])]
         return created_v2(await self._create(render_request, elements, 2, RULES_V2))
 
     async def _create_v1(self, request: Request) -> dict[str, Any]:
-        body = await self.json(request)
-        model = {"kling-v3": "3.0", "kling-v2-6": "2.6"}.get(body.get("model_name", "kling-v2-6"))
-        mode, sound = body.get("mode"), body.get("keep_original_sound", "yes")
-        if model is None or mode not in ("std", "pro") or sound not in ("yes", "no"):
-            raise Refusal("invalid", "model_name, mode or keep_original_sound is not valid")
-        elements = [one.get("element_id") for one in body.get("element_list") or []]
-        if not all(isinstance(one, int) for one in elements):
-            raise Refusal("invalid", "element_id must be a number")
+        body = await self.body(request, CreateV1)
         render_request = RenderRequest(
-            model=model,
-            prompt=body.get("prompt", ""),
-            image=body.get("image_url"),
-            video=body.get("video_url"),
-            orientation=body.get("character_orientation"),
-            sound=sound == "yes",
-            resolution="720p" if mode == "std" else "1080p",
-            watermark=bool((body.get("watermark_info") or {}).get("enabled")),
-            callback_url=body.get("callback_url"),
-            external_id=body.get("external_task_id"),
+            model={"kling-v3": "3.0", "kling-v2-6": "2.6"}[body.model_name],
+            prompt=body.prompt,
+            image=body.image_url,
+            video=body.video_url,
+            orientation=body.character_orientation,
+            sound=body.keep_original_sound == "yes",
+            resolution="720p" if body.mode == "std" else "1080p",
+            watermark=body.watermark_info is not None and body.watermark_info.enabled,
+            callback_url=body.callback_url,
+            external_id=body.external_task_id or None,
         )
+        elements = [str(one.element_id) for one in body.element_list or []]
         job = await self._create(render_request, elements, 1, RULES_V1)
         return {
             "task_id": job.id,
@@ -154,12 +156,13 @@ class KlingSandbox(Sandbox):
         }
 
     async def _create(
-        self, render_request: RenderRequest, elements: list[Any], api_version: int, rules: MediaRules
+        self, render_request: RenderRequest, elements: list[str], api_version: int, rules: MediaRules
     ) -> Job:
-        if render_request.external_id == "":
-            raise Refusal("invalid", "external_task_id must not be empty")
         if len(elements) > 1 or (elements and (render_request.orientation != "video" or render_request.model != "3.0")):
             raise Refusal("invalid", "at most one element, of 3.0, and only with character_orientation video")
+        unknown = [id for id in elements if self.elements is not None and id not in self.elements]
+        if unknown:
+            raise Refusal("invalid", f"element {unknown[0]} does not exist")
         render_request.limit_s = 30 if render_request.orientation == "video" else 10
         return await self.create(render_request, rules, api_version=api_version)
 
@@ -178,15 +181,15 @@ class KlingSandbox(Sandbox):
         return [element(job, self.result_url(job)) for job in found]
 
     async def _list_v2(self, request: Request) -> dict[str, Any]:
-        body = await self.json(request)
-        start = int(body.get("start_time") or self.clock.now_ms() - 30 * 86_400_000)
-        end = int(body.get("end_time") or self.clock.now_ms() + 1)
-        limit = min(int(body.get("limit") or 500), 500)
-        wanted = {v for f in body.get("filters") or [] if f.get("key") == "status" for v in f.get("values", [])}
+        body = await self.body(request, ListV2)
+        start = int(body.start_time or self.clock.now_ms() - 30 * 86_400_000)
+        end = int(body.end_time or self.clock.now_ms() + 1)
+        limit = body.limit
+        wanted = {value for one in body.filters if one.key == "status" for value in one.values}
         rows = [
             job for job in self.jobs.values() if start <= job.created_ms <= end and (not wanted or job.status in wanted)
         ]
-        first = int(body.get("cursor") or 0)
+        first = int(body.cursor or 0)
         page = rows[first : first + limit]
         more = first + limit < len(rows)
         return {
@@ -205,9 +208,8 @@ class KlingSandbox(Sandbox):
         return task_v1(job, self.result_url(job))
 
     async def _list_v1(self, request: Request) -> list[dict[str, Any]]:
-        page, size = (
-            int(request.query_params.get(name, default)) for name, default in (("pageNum", 1), ("pageSize", 30))
-        )
+        given = [request.query_params.get(name, default) for name, default in (("pageNum", "1"), ("pageSize", "30"))]
+        page, size = (int(value) if value.isdecimal() and len(value) < 10 else 0 for value in given)
         if not 1 <= page <= 1000 or not 1 <= size <= 500:
             raise Refusal("invalid", "pageNum is 1..1000 and pageSize 1..500")
         newest = list(reversed(self.jobs.values()))[(page - 1) * size : page * size]

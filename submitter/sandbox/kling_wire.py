@@ -4,7 +4,10 @@ import base64
 import hmac
 import json
 from decimal import ROUND_HALF_UP, Decimal
-from typing import Any
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta, Struct
 
 from submitter.sandbox.base import API_KEY, Job
 from submitter.sandbox.studio import Refusal
@@ -24,6 +27,88 @@ CODES: dict[str, tuple[int, int]] = {
     "maintenance": (503, 5001),
     "outage": (500, 5000),
 }
+
+
+Digits = Annotated[str, Meta(pattern="^[0-9]+$")]
+
+
+class WatermarkInfo(Struct):
+    """Whether a watermarked copy is wanted."""
+
+    enabled: bool = False
+
+
+class ContentV2(Struct):
+    """One input of a create (v2): a prompt, an image, a video or an element."""
+
+    type: str
+    text: str = ""
+    url: str | None = None
+    element_id: Digits | None = None
+    id: str | None = None
+
+
+class SettingsV2(Struct):
+    """How to render (v2)."""
+
+    character_orientation: Literal["image", "video"]
+    audio: Literal["original", "off"] = "original"
+    resolution: Literal["720p", "1080p"] = "720p"
+
+
+class OptionsV2(Struct):
+    """The callback and the own id of a create (v2)."""
+
+    callback_url: str | None = None
+    external_task_id: str | None = None
+    watermark_info: WatermarkInfo | None = None
+
+
+class CreateV2(Struct):
+    """The body of a create of the current API (v2)."""
+
+    contents: list[ContentV2]
+    settings: SettingsV2
+    options: OptionsV2 | None = None
+
+
+class ElementV1(Struct):
+    """A reference to an element (v1): a 64-bit number."""
+
+    element_id: int
+
+
+class CreateV1(Struct):
+    """The body of a create of the older API (v1)."""
+
+    image_url: str
+    video_url: str
+    character_orientation: Literal["image", "video"]
+    mode: Literal["std", "pro"]
+    model_name: Literal["kling-v2-6", "kling-v3"] = "kling-v2-6"
+    prompt: str = ""
+    keep_original_sound: Literal["yes", "no"] = "yes"
+    element_list: list[ElementV1] | None = None
+    watermark_info: WatermarkInfo | None = None
+    callback_url: str | None = None
+    external_task_id: str | None = None
+
+
+class FilterV2(Struct):
+    """A filter of a task list (v2)."""
+
+    key: Literal["status", "product_type"]
+    values: list[str]
+
+
+class ListV2(Struct):
+    """The body of `POST /tasks` (v2). Times are Unix milliseconds, as text."""
+
+    start_time: Digits | None = None
+    end_time: Digits | None = None
+    cursor: Annotated[str, Meta(pattern="^[0-9]*$")] = ""
+    limit: Annotated[int, Meta(ge=1, le=500)] = 100
+    filters: list[FilterV2] = msgspec.field(default_factory=list)
 
 
 class CodedRefusal(Refusal):

@@ -1,13 +1,14 @@
 """The stand-ins (mock servers) of Novita and of Highway, which is the same API under another name."""
 
 import uuid
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
+import msgspec
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from submitter.sandbox.base import Job, Sandbox
+from submitter.sandbox.base import Job, Notification, Sandbox
 from submitter.sandbox.studio import MediaRules, Refusal, RenderRequest
 
 STATUS = {
@@ -27,9 +28,43 @@ ERRORS = {
     "maintenance": (503, "SERVICE_UNAVAILABLE"),
     "outage": (500, "CREATE_TASK_FAILED"),
 }
-RULES = MediaRules(
-    image_mb=10, video_mb=10, video_min=300, video_max=None, video_aspect=2.5, longest_by_image_s=30
-)  # fmt: skip
+RULES = MediaRules(image_mb=10, video_mb=10, video_min=300, video_max=None, longest_by_image_s=30)
+EVENT = "ASYNC_TASK_RESULT"
+
+
+class TestMode(msgspec.Struct):
+    """A request for a mock event with this status, instead of a task."""
+
+    enabled: bool = False
+    return_task_status: Literal[
+        "TASK_STATUS_QUEUED", "TASK_STATUS_PROCESSING", "TASK_STATUS_SUCCEED", "TASK_STATUS_FAILED"
+    ] = "TASK_STATUS_SUCCEED"
+
+
+class Webhook(msgspec.Struct):
+    """Where to send the event of the task's end."""
+
+    url: str | None = None
+    test_mode: TestMode | None = None
+
+
+class Extra(msgspec.Struct):
+    """The options of a create that are the same for all models."""
+
+    webhook: Webhook | None = None
+
+
+class Create(msgspec.Struct):
+    """The body of a create."""
+
+    image: str
+    video: str
+    model_name: Literal["kling-v3-0-std", "kling-v3-0-pro"]
+    character_orientation: Literal["image", "video"]
+    prompt: str = ""
+    negative_prompt: Annotated[str, msgspec.Meta(max_length=2500)] = ""
+    keep_original_sound: bool = True
+    extra: Extra | None = None
 
 
 class NovitaSandbox(Sandbox):
@@ -53,31 +88,34 @@ class NovitaSandbox(Sandbox):
 
     def callback_body(self, job: Job) -> Any:
         """Return the webhook's body once the task has ended; no other status is reported."""
-        return None if job.is_open else {"event_type": "ASYNC_TASK_RESULT", "payload": self._result_of(job)}
+        return None if job.is_open else {"event_type": EVENT, "payload": self._result_of(job)}
 
     async def _create(self, request: Request) -> dict[str, Any]:
-        body = await self.json(request)
-        mode = {"kling-v3-0-std": "720p", "kling-v3-0-pro": "1080p"}.get(body.get("model_name"))  # type: ignore[arg-type]
-        if mode is None:
-            raise Refusal("invalid", "model_name is not valid")
-        if not isinstance(body.get("keep_original_sound", True), bool):
-            raise Refusal("invalid", "keep_original_sound must be a boolean")
-        if len(str(body.get("negative_prompt", ""))) > 2500:
-            raise Refusal("invalid", "negative_prompt is longer than 2500 characters")
-        orientation = body.get("character_orientation")
+        body = await self.body(request, Create)
+        webhook = (body.extra or Extra()).webhook or Webhook()
+        if webhook.test_mode is not None and webhook.test_mode.enabled:
+            return await self._test(webhook.url, webhook.test_mode.return_task_status)
         job = await self.create(
             RenderRequest(
-                prompt=body.get("prompt", ""),
-                image=body.get("image"),
-                video=body.get("video"),
-                orientation=orientation,
-                sound=body.get("keep_original_sound", True),
-                resolution=mode,
-                callback_url=((body.get("extra") or {}).get("webhook") or {}).get("url"),
-                limit_s=5 if orientation == "image" else 30,
+                prompt=body.prompt,
+                image=body.image,
+                video=body.video,
+                orientation=body.character_orientation,
+                sound=body.keep_original_sound,
+                resolution={"kling-v3-0-std": "720p", "kling-v3-0-pro": "1080p"}[body.model_name],
+                callback_url=webhook.url,
+                limit_s=5 if body.character_orientation == "image" else 30,
             ),
             RULES,
         )
+        return {"task_id": job.id}
+
+    async def _test(self, url: str | None, status: str) -> dict[str, Any]:
+        """Send a mock event about a task that does not exist, and render nothing."""
+        job = Job(self.new_id(), RenderRequest(image="", video="", orientation="video", callback_url=url), 1, 0)
+        job.status = next(name for name, word in STATUS.items() if word == status)
+        body = msgspec.json.encode({"event_type": EVENT, "payload": self._result_of(job)})
+        await self.notify(job, Notification(job.status, body))
         return {"task_id": job.id}
 
     async def _result(self, request: Request) -> dict[str, Any]:

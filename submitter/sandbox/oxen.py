@@ -4,8 +4,9 @@ import asyncio
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
+import msgspec
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
@@ -27,6 +28,20 @@ ERRORS = {
     "outage": 500,
 }
 RULES = MediaRules(image_mb=10, image_inline=False)
+
+
+class Create(msgspec.Struct):
+    """The body of a request to the queue. Media are checked only when the generation runs."""
+
+    model: Literal["kling-video-v3-pro-motion-control"]
+    prompt: Annotated[str, msgspec.Meta(min_length=1)]
+    input_image: str
+    input_video: str
+    character_orientation: Literal["image", "video"] = "video"
+    keep_original_sound: bool = True
+    elements: Annotated[list[dict[str, Any]], msgspec.Meta(max_length=1)] = msgspec.field(default_factory=list)
+    num_generations: Literal[1] = 1
+    target_namespace: str | None = None
 
 
 class OxenSandbox(Sandbox):
@@ -79,30 +94,27 @@ class OxenSandbox(Sandbox):
                 queue.put_nowait(None)
 
     async def _create(self, request: Request) -> dict[str, Any]:
-        body = await self.json(request)
-        if body.get("model") != MODEL:
-            raise Refusal("invalid", "model is not valid")
-        if not body.get("prompt"):
-            raise Refusal("invalid", "prompt is required")
-        if not isinstance(body.get("keep_original_sound", True), bool) or body.get("num_generations", 1) != 1:
-            raise Refusal("invalid", "keep_original_sound or num_generations is not valid")
-        orientation = body.get("character_orientation", "video")
+        body = await self.body(request, Create)
+        if body.elements and body.character_orientation != "video":
+            raise Refusal("invalid", "elements need character_orientation video")
         job = await self.create(
             RenderRequest(
-                prompt=body["prompt"],
-                image=body.get("input_image"),
-                video=body.get("input_video"),
-                orientation=orientation,
-                sound=body.get("keep_original_sound", True),
+                prompt=body.prompt,
+                image=body.input_image,
+                video=body.input_video,
+                orientation=body.character_orientation,
+                sound=body.keep_original_sound,
                 resolution="1080p",
-                limit_s=30 if orientation == "video" else 10,
+                limit_s=30 if body.character_orientation == "video" else 10,
             ),
             RULES,
+            checks_late=True,
         )
         return {"generations": [{"generation_id": job.id, "status": "queued"}]}
 
     async def _list(self, request: Request) -> dict[str, Any]:
-        found = [job for job in self.jobs.values() if not job.is_forgotten]
+        """List the active generations; an ended one is queried by its id."""
+        found = [job for job in self.jobs.values() if job.is_open]
         self.count_query(found)
         return {"count": len(found), "generations": [self._generation(job) for job in found]}
 

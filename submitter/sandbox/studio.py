@@ -51,7 +51,6 @@ class MediaRules(NamedTuple):
     video_mb: int = 100
     video_min: int = 340
     video_max: int | None = 3850
-    video_aspect: float | None = None
     longest_s: float = 30
     longest_by_image_s: float = 10
 
@@ -84,9 +83,8 @@ class Studio:
             raise Refusal("invalid", f"image of {info.width} x {info.height} is outside the limits")
         info = await self._media_info("video", video)
         sides = sorted((info.width, info.height))
-        too_wide = rules.video_aspect is not None and sides[1] > rules.video_aspect * sides[0]
         too_big = rules.video_max is not None and sides[1] > rules.video_max
-        if "mp4" not in info.format or sides[0] < rules.video_min or too_big or too_wide:
+        if "mp4" not in info.format or sides[0] < rules.video_min or too_big:
             raise Refusal("invalid", f"video {info.format} of {info.width} x {info.height} is outside the limits")
         longest = rules.longest_s if request.orientation == "video" else rules.longest_by_image_s
         if not 3 <= round(info.duration_s, 1) <= longest:

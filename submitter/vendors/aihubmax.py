@@ -14,12 +14,12 @@ from typing import Any
 
 from submitter.callback_url import redact
 from submitter.errors import Unintelligible
+from submitter.observation import Report, Source
 from submitter.request import Limits
 from submitter.task import Charge, TaskStatus, Video
-from submitter.transition import Report, Source
 from submitter.vendors.base import CreateRequest
 from submitter.vendors.kling.v1 import LIMITS as KLING_LIMITS
-from submitter.vendors.reading import inner, number, text
+from submitter.vendors.reading import inner, number, text, url
 from submitter.vendors.refusals import Rule
 from submitter.vendors.rest import Api, read_status, setup
 
@@ -41,7 +41,7 @@ ERRORS = {
     "insufficient_quota": Rule("The balance is used up. Top it up.", failover=True),
     "rate_limit_error": Rule("Too many requests. It is retried automatically.", retryable=True),
 }
-CREDITS = ("credits", "credits_used", "credits_consumed", "credits_reserved")
+CREDITS = ("credits", "credits_used", "credits_consumed")  # `credits_reserved` is a reservation, not a cost
 
 LIMITS = Limits(
     source="AIHubMax model pages; media limits as Kling's",
@@ -108,9 +108,9 @@ def _videos(row: Mapping[str, Any], now_s: float) -> Iterator[Video]:
     results = row.get("results")
     for result in [*(results if isinstance(results, list) else [results]), row.get("output")]:
         item = result if isinstance(result, dict) else {"url": result}
-        url = text(item, "url") if isinstance(item.get("url"), str) else None
-        if url is not None:
-            yield Video(url=url, duration=number(item, "duration"), expires_at_ms=_expires_at_ms(row, now_s))
+        found = url(item, "url")
+        if found is not None:
+            yield Video(url=found, duration=number(item, "duration"), expires_at_ms=_expires_at_ms(row, now_s))
             return  # a task has one video; `output` repeats it
 
 

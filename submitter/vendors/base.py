@@ -9,10 +9,10 @@ from typing import Literal, Protocol, runtime_checkable
 
 import msgspec
 
+from submitter.observation import Report
 from submitter.request import Limits, MotionControl
 from submitter.schedule import PollPolicy
 from submitter.task import Task
-from submitter.transition import Report
 
 
 class HttpRequest(msgspec.Struct, frozen=True):

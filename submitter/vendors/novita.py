@@ -11,15 +11,13 @@ answer reports the cost of a task.
 from collections.abc import Mapping
 from typing import Any
 
-import msgspec
-
 from submitter.callback_url import redact
 from submitter.errors import Unintelligible
+from submitter.observation import Report, Source
 from submitter.request import Limits, MediaLimits
 from submitter.task import TaskStatus, Video
-from submitter.transition import Report, Source
 from submitter.vendors.base import CreateRequest
-from submitter.vendors.reading import inner, number, objects, text
+from submitter.vendors.reading import inner, number, objects, text, url
 from submitter.vendors.refusals import Rule
 from submitter.vendors.rest import Api, read_status, setup
 
@@ -43,13 +41,12 @@ ERRORS = {
     "CREATE_TASK_FAILED": Rule("Check the vendor's console before you send it again.", ambiguous=True),
 }
 
-_IMAGE = MediaLimits(
-    formats=("png", "jpeg"), max_bytes=10 * 1024 * 1024, min_side=300, min_aspect=(2, 5), max_aspect=(5, 2)
-)
 LIMITS = Limits(
     source="Novita API reference, Kling V3.0 motion control",
-    image=_IMAGE,
-    video=msgspec.structs.replace(_IMAGE, formats=("mp4", "mov")),
+    image=MediaLimits(
+        formats=("png", "jpeg"), max_bytes=10 * 1024 * 1024, min_side=300, min_aspect=(2, 5), max_aspect=(5, 2)
+    ),
+    video=MediaLimits(formats=("mp4", "mov"), max_bytes=10 * 1024 * 1024, min_side=300),  # no aspect limit is stated
     durations_s={"video": (3, 30), "image": (3, 30)},
     prompt_chars=2500,
     negative_prompt_chars=2500,
@@ -91,9 +88,8 @@ def read_task(body: Mapping[str, Any], source: Source, now_s: float) -> Report:
     id, status = text(task, "task_id"), read_status(STATUS, text(task, "status"))
     if id is None:
         raise Unintelligible("no task id: `task.task_id` is missing")
-    videos = tuple(
-        _video(row, now_s) for row in objects(body, "videos") if status is TaskStatus.SUCCEED and text(row, "video_url")
-    )
+    rows = objects(body, "videos") if status is TaskStatus.SUCCEED else []
+    videos = tuple(_video(row, now_s) for row in rows if url(row, "video_url"))
     if status is TaskStatus.SUCCEED and not videos:
         raise Unintelligible("succeed without a video URL")
     message = redact(text(task, "reason") or "") if status is TaskStatus.FAILED else ""
@@ -111,7 +107,7 @@ def _video(row: Mapping[str, Any], now_s: float) -> Video:
     ttl_s = number(row, "video_url_ttl")
     is_known = ttl_s is not None and 0 <= ttl_s < 1e9
     return Video(
-        url=text(row, "video_url") or "",
+        url=url(row, "video_url") or "",
         duration=number(row, "duration"),
         expires_at_ms=int((now_s + (ttl_s or 0)) * 1000) if is_known else None,
     )

@@ -3,7 +3,8 @@
 Source: Oxen.ai's documentation of its queue, its events and this model, as gathered in 2026.
 Inferred, so either form is accepted: the form of errors (`error` as text or object, `error_message`,
 `message`, `title`, `detail`). Inferred: an element of Kling's element library is not supported,
-`input_image` accepts only a URL, and the media limits are Kling's.
+`input_image` accepts only a URL, the media limits are Kling's, and the fields of an object in `elements`,
+which is passed on as it is.
 
 It sends no callbacks. The event stream reports ends, except `cancelled`, and does not repeat missed
 events, so polling is the fallback. Older deployments answer 404 for a generation that has ended: then
@@ -18,15 +19,15 @@ import msgspec
 
 from submitter.callback_url import redact
 from submitter.errors import InvalidSettings, SubmissionUnknown, Unintelligible, VendorRefused
+from submitter.observation import Report, Source
 from submitter.request import Limits
 from submitter.schedule import Backoff, PollPolicy
 from submitter.task import Task, TaskStatus, Video
-from submitter.transition import Report, Source
 from submitter.vendors.base import CallbackSetting, CreateRequest, Findings, HttpAnswer, HttpRequest, Query, VendorSetup
 from submitter.vendors.kling.v1 import LIMITS as KLING_LIMITS
-from submitter.vendors.reading import inner, object_or_empty, objects, read_object, text
+from submitter.vendors.reading import inner, object_or_empty, objects, raw, read_object, text, url
 from submitter.vendors.refusals import Rule, refusal, refused_create, rule_of
-from submitter.vendors.rest import check_base_url, json_request, read_status
+from submitter.vendors.rest import check_base_url, created, json_request, read_status
 
 BASE_URL = "https://hub.oxen.ai"
 QUEUE = "/api/ai/queue"
@@ -53,6 +54,8 @@ LIMITS = Limits(
     modes=("pro",),
     ids_per_query=None,
     url_lives="does not expire",
+    element_object=True,
+    element_cited_as="@Element1",
     notes=("media limits are not documented; Kling's are used", "parameters are checked only when the job runs"),
 )
 # The stream reports an end at once. If no receiver listens to it, the first poll after 600 s is early enough.
@@ -91,6 +94,8 @@ class Oxen(msgspec.Struct, frozen=True):
             "keep_original_sound": request.keep_original_sound,
             "num_generations": 1,
         }
+        if request.element:
+            body["elements"] = [request.element]
         if self.namespace:
             body["target_namespace"] = self.namespace
         return self._request("POST", QUEUE, body)
@@ -101,11 +106,11 @@ class Oxen(msgspec.Struct, frozen=True):
         if not 200 <= answer.status < 300:
             refused, rule = _refused(answer, body)
             raise refused_create(refused, rule)
-        ids = [text(row, "generation_id") for row in (*objects(body, "generations"), body)]
-        id = next(filter(None, ids), None)
-        if id is None:
+        rows = [row for row in (*objects(body, "generations"), body) if text(row, "generation_id") is not None]
+        if not rows:
             raise SubmissionUnknown("oxen accepted the request but returned no task id")
-        return Report(source="create", status=TaskStatus.SUBMITTED, task_id=id)
+        report = created(str(text(rows[0], "generation_id")), lambda: _read_generation(rows[0], "create"))
+        return msgspec.structs.replace(report, raw=raw(answer.body))
 
     def queries(self, tasks: Sequence[Task], now_s: float) -> list[Query]:
         """Return a query by id for a single task, a query of the list for several."""
@@ -134,7 +139,7 @@ class Oxen(msgspec.Struct, frozen=True):
                 left.append(task)
                 continue
             try:
-                reports[id] = _read_generation(row or {}, "poll")
+                reports[id] = msgspec.structs.replace(_read_generation(row or {}, "poll"), raw=raw(row or {}))
             except Unintelligible as reason:
                 unreadable[id] = str(reason)
         return Findings(reports, unreadable, more=tuple(self._one(task) for task in left))
@@ -149,7 +154,9 @@ class Oxen(msgspec.Struct, frozen=True):
 
     def read_event(self, name: str, data: str, now_s: float) -> Report | None:
         """Parse one event of the stream: the end of a generation, or None for other types."""
-        return _read_generation(read_object(data), "stream") if name == ENDED else None
+        if name != ENDED:
+            return None
+        return msgspec.structs.replace(_read_generation(read_object(data), "stream"), raw=raw(data))
 
     def probe(self, now_s: float) -> HttpRequest:
         """Return a query of the queue, which is free of charge."""
@@ -212,8 +219,8 @@ def _read_generation(row: Mapping[str, Any], source: Source) -> Report:
         raise Unintelligible("no task id: `generation_id` is missing")
     if status is TaskStatus.FAILED:
         return Report(source=source, status=status, task_id=id, message=redact(_message_of(row) or value or ""))
-    url = next((row[name] for name in ("result_url", "url") if isinstance(row.get(name), str) and row[name]), None)
-    if status is TaskStatus.SUCCEED and url is None:
+    found = url(row, "result_url") or url(row, "url")
+    if status is TaskStatus.SUCCEED and found is None:
         raise Unintelligible("succeed without a video URL")
-    videos = (Video(url),) if status is TaskStatus.SUCCEED and url else ()
+    videos = (Video(found),) if status is TaskStatus.SUCCEED and found else ()
     return Report(source=source, status=status, task_id=id, videos=videos)

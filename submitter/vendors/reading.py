@@ -1,11 +1,16 @@
-"""Tolerant JSON parsing: returns a field as the requested type, or None. Pure."""
+"""Tolerant JSON parsing: returns a field as the requested type, or None. Pure.
+
+URLs are the exception: what is no http(s) URL is an error, since users and services open them.
+"""
 
 from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
+from submitter.callback_url import redact
 from submitter.errors import Unintelligible
+from submitter.task import RAW_MAX
 
 
 def read_object(body: bytes | str) -> dict[str, Any]:
@@ -55,3 +60,20 @@ def inner(source: Mapping[str, Any], name: str) -> dict[str, Any]:
     """Return the object in a field; empty for anything else."""
     value = source.get(name)
     return value if isinstance(value, dict) else {}
+
+
+def url(source: Mapping[str, Any], name: str) -> str | None:
+    """Return a field that holds an http(s) URL; None for "" and null. Raises Unintelligible for anything else."""
+    value = source.get(name)
+    if value is None or value == "":
+        return None
+    if not isinstance(value, str) or not value.startswith(("https://", "http://")):
+        raise Unintelligible(f"`{name}` is no http(s) URL: {value!r:.80}")
+    return value
+
+
+def raw(body: bytes | str | Mapping[str, Any]) -> str:
+    """Return a body, or the part of one that is about a task, as a task keeps it: redacted, and cut off at RAW_MAX."""
+    if not isinstance(body, bytes | str):
+        body = msgspec.json.encode(body)
+    return redact(body.decode(errors="replace") if isinstance(body, bytes) else body)[:RAW_MAX]

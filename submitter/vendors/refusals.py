@@ -11,13 +11,15 @@ class Rule(msgspec.Struct, frozen=True):
     """The classification of one error of a vendor.
 
     `retryable`: the same request may succeed later without human action. `failover`: another vendor may
-    accept it. `ambiguous`: in answer to a create, it leaves open whether a task was created.
+    accept it. `ambiguous`: in answer to a create, it leaves open whether a task was created. `duplicate`:
+    the vendor has a task with this external_task_id already.
     """
 
     remedy: str
     retryable: bool = False
     failover: bool = False
     ambiguous: bool = False
+    duplicate: bool = False
 
 
 def rule_of(status: int, name: str) -> Rule:
@@ -40,7 +42,9 @@ def rule_of(status: int, name: str) -> Rule:
     return Rule("Correct the request.")
 
 
-def refusal(name: str, answer: HttpAnswer, rule: Rule, *, code: str, message: str) -> VendorRefused:
+def refusal(
+    name: str, answer: HttpAnswer, rule: Rule, *, code: str, message: str, request_id: str | None = None
+) -> VendorRefused:
     """Return the exception for a vendor's error answer."""
     retry_after = answer.headers.get("retry-after", "")
     return VendorRefused(
@@ -51,6 +55,8 @@ def refusal(name: str, answer: HttpAnswer, rule: Rule, *, code: str, message: st
         remedy=rule.remedy,
         retryable=rule.retryable,
         failover=rule.failover,
+        duplicate=rule.duplicate,
+        request_id=request_id,
         retry_after_s=float(retry_after) if retry_after.isascii() and retry_after.isdigit() else None,
     )
 

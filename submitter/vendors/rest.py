@@ -7,16 +7,17 @@ each query is for a single task.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, ClassVar
 from urllib.parse import quote
 
 import msgspec
 
 from submitter.errors import InvalidSettings, Problem, SubmissionUnknown, Unintelligible, VendorRefused
+from submitter.observation import Report, Source
 from submitter.request import Limits
 from submitter.schedule import Backoff, PollPolicy
 from submitter.task import Task, TaskStatus
-from submitter.transition import Report, Source
 from submitter.vendors.base import (
     CallbackSetting,
     CreateRequest,
@@ -26,7 +27,7 @@ from submitter.vendors.base import (
     Query,
     VendorSetup,
 )
-from submitter.vendors.reading import object_or_empty, read_object
+from submitter.vendors.reading import object_or_empty, raw, read_object
 from submitter.vendors.refusals import Rule, refusal, refused_create, rule_of
 
 POLL_POLICY = PollPolicy(
@@ -102,7 +103,8 @@ class RestVendor(msgspec.Struct, frozen=True):
         body = object_or_empty(answer.body)
         id = self.api.read_id(body) if 200 <= answer.status < 300 else None
         if id is not None:
-            return Report(source="create", status=TaskStatus.SUBMITTED, task_id=id)
+            report = created(id, lambda: self.api.read_task(body, "create", 0))
+            return msgspec.structs.replace(report, raw=raw(answer.body))
         if 200 <= answer.status < 300 and self.api.read_error(body)[0] not in self.api.errors:
             raise SubmissionUnknown(f"{self.name} accepted the request but returned no task id")
         refused, rule = self._refused(answer, body)
@@ -123,11 +125,18 @@ class RestVendor(msgspec.Struct, frozen=True):
             if answer.status == 404 and not rule.failover:  # inferred: no vendor documents this
                 return Findings(absent=(query.tasks[0].external_task_id,))
             raise refused
-        return single_finding(query, lambda: self.api.read_task(read_object(answer.body), "poll", now_s))
+        return single_finding(
+            query,
+            lambda: msgspec.structs.replace(
+                self.api.read_task(read_object(answer.body), "poll", now_s), raw=raw(answer.body)
+            ),
+        )
 
     def read_callback(self, body: bytes, now_s: float) -> Report | None:
         task = self.api.unwrap(read_object(body))
-        return None if task is None else self.api.read_task(task, "callback", now_s)
+        if task is None:
+            return None
+        return msgspec.structs.replace(self.api.read_task(task, "callback", now_s), raw=raw(body))
 
     def probe(self, now_s: float) -> HttpRequest:
         """Return a query for a task that does not exist."""
@@ -181,6 +190,15 @@ def read_status(statuses: Mapping[str, TaskStatus], value: str | None) -> TaskSt
     if status is None:
         raise Unintelligible(f"unknown status {value!r}")
     return status
+
+
+def created(id: str, read: Callable[[], Report]) -> Report:
+    """Return the report of an accepted create: `submitted`, or the failure that the answer states already."""
+    with suppress(Unintelligible):
+        report = read()
+        if report.status is TaskStatus.FAILED:
+            return report
+    return Report(source="create", status=TaskStatus.SUBMITTED, task_id=id)
 
 
 def single_finding(query: Query, read: Callable[[], Report]) -> Findings:

@@ -14,9 +14,10 @@ import pytest
 
 from submitter.errors import TaskNotFound, UrlUnknown
 from submitter.ledger.base import Delivery, Disabled, Ledger, Quarantined, Record, Settlement, Subscription
+from submitter.observation import FailedOver, NoAnswer, Report, SendLease, Unconfirmed
 from submitter.schedule import Backoff, PollPolicy
 from submitter.task import Task, TaskStatus
-from submitter.transition import FailedOver, NoAnswer, Report, SendLease, Transition, Unconfirmed, transition
+from submitter.transition import Transition, transition
 
 NOW = 1_781_080_800_000
 POLL_POLICY = PollPolicy(Backoff(900, 1.5, 3600), Backoff(10, 1.5, 60), 86400)

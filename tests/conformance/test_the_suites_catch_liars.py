@@ -23,8 +23,9 @@ from submitter.ledger.base import (
     Subscription,
 )
 from submitter.ledger.sqlite.ledger import SqliteLedger
+from submitter.observation import Report
 from submitter.task import Task, TaskStatus
-from submitter.transition import Decide, Report, Transition
+from submitter.transition import Decide, Transition
 from submitter.vendors.base import CreateRequest, Findings, HttpAnswer, HttpRequest, Query, Vendor
 from submitter.vendors.novita import NOVITA_API
 from submitter.vendors.rest import RestVendor

@@ -9,6 +9,7 @@ from tests.conformance.vendors import VendorSuite
 
 class TestKling(VendorSuite):
     vendor = "kling"
+    strict_callbacks = True
 
     @classmethod
     def adapters(cls) -> list[Vendor]:

@@ -16,9 +16,10 @@ from submitter.callback_url import KeyRing, callback_url
 from submitter.clock import Clock
 from submitter.errors import RelayError, Unintelligible, UrlUnknown
 from submitter.ledger.sqlite.ledger import SqliteLedger
+from submitter.observation import Report
 from submitter.sandbox.server import free_socket, listening
 from submitter.task import Task, TaskStatus
-from submitter.transition import Report, transition
+from submitter.transition import transition
 from submitter.vendors.base import Vendor
 from tests.conformance.vendor_reading import POLL_POLICY, Reading, Vector, mutated, paths_in, put, read
 from tests.world import KEY

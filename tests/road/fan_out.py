@@ -18,9 +18,9 @@ from submitter.clock import Clock
 from submitter.ledger.base import Ledger
 from submitter.ledger.observe import observe
 from submitter.ledger.sqlite.ledger import SqliteLedger
+from submitter.observation import Report
 from submitter.schedule import Backoff, PollPolicy
 from submitter.task import Task, TaskStatus
-from submitter.transition import Report
 from tests.conformance.own_servers import OwnBus
 
 POLL_POLICY = PollPolicy(Backoff(900, 1.5, 3600), Backoff(10, 1.5, 60), 86400)

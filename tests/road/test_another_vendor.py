@@ -20,6 +20,7 @@ ACME = '''
 from dataclasses import dataclass
 from typing import ClassVar
 
+import msgspec
 from msgspec.structs import replace
 from starlette.responses import JSONResponse
 
@@ -27,7 +28,7 @@ from submitter.sandbox.base import Sandbox
 from submitter.sandbox.studio import MediaRules, RenderRequest
 from submitter.schedule import Backoff, PollPolicy
 from submitter.task import TaskStatus, Video
-from submitter.transition import Report
+from submitter.observation import Report
 from submitter.vendors.base import Findings, Query, VendorSetup
 from submitter.vendors.reading import object_or_empty, read_object, text
 from submitter.vendors.refusals import refusal, refused_create, rule_of
@@ -80,6 +81,13 @@ class Acme:
         return "fine"
 
 
+class Make(msgspec.Struct):
+    image: str
+    video: str
+    facing: str
+    notify: str | None = None
+
+
 class AcmeSandbox(Sandbox):
     name = "acme"
 
@@ -94,11 +102,9 @@ class AcmeSandbox(Sandbox):
         return {"job": job.id, "state": states[job.status], "url": "" if job.is_open else self.result_url(job)}
 
     async def make(self, request):
-        body = await self.json(request)
+        body = await self.body(request, Make)
         job = await self.create(
-            RenderRequest(
-                image=body["image"], video=body["video"], orientation=body["facing"], callback_url=body["notify"]
-            ),
+            RenderRequest(image=body.image, video=body.video, orientation=body.facing, callback_url=body.notify),
             MediaRules(),
         )
         return {"job": job.id}

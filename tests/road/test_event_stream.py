@@ -54,8 +54,13 @@ async def test_tasks_at_oxen_are_followed_by_the_stream_without_a_query(world: W
 
 async def test_an_event_before_the_answer_to_create_is_held_back(world: World) -> None:
     oxen = await oxen_world(world)
-    world.faults(create_late=1, late_s=0.5)
-    task = await world.submitter.submit(world.request(vendor="oxen"))
+    world.faults(create_late=1, late_s=5)
+    submitting = asyncio.create_task(world.submitter.submit(world.request(vendor="oxen")))
+    async with asyncio.timeout(60):
+        while not oxen.counts["callbacks"]:
+            await asyncio.sleep(0.01)
+    await world.clock.skip_until(submitting.done)
+    task = await submitting
     assert (await task.result(timeout=60)).status is TaskStatus.SUCCEED
     assert oxen.counts["queries"] == 0
 

@@ -70,8 +70,10 @@ async def receiver(ledger: SqliteLedger, client: httpx.AsyncClient) -> AsyncIter
         yield Receiver(ledger, client, url)
 
 
-PROCESSING = {"id": "893", "status": "processing", "external_id": "order-1"}
+TIMES = {"create_time": int(time.time() * 1000), "update_time": int(time.time() * 1000)}
+PROCESSING = {"id": "893", "status": "processing", "external_id": "order-1", **TIMES}
 SUCCEEDED = {
+    **TIMES,
     "id": "893", "status": "succeeded", "external_id": "order-1", "outputs": [{"type": "video", "url": "https://c/1.mp4"}],
 }  # fmt: skip
 
@@ -94,7 +96,8 @@ async def test_repeated_late_and_reordered_reports_change_nothing_and_get_200(re
 
 
 async def test_callbacks_of_both_kling_api_generations_are_accepted_at_one_url(receiver: Receiver) -> None:
-    old = {"task_id": "893", "task_status": "processing", "task_info": {"external_task_id": "order-1"}}
+    times = {"created_at": TIMES["create_time"], "updated_at": TIMES["update_time"]}
+    old = {"task_id": "893", "task_status": "processing", "task_info": {"external_task_id": "order-1"}, **times}
     assert result(await receiver.post(old)) == (200, "applied")
     assert result(await receiver.post(SUCCEEDED)) == (200, "applied")
 
@@ -157,10 +160,13 @@ async def test_an_unparsable_body_is_quarantined_polled_and_answered_2xx(receive
 
 async def test_a_callback_url_in_a_body_is_redacted_before_it_is_stored(receiver: Receiver) -> None:
     url = receiver.callback_url()
-    assert result(await receiver.post({"id": "893", "status": "new", "callback_url": url})) == (200, "quarantined")
+    assert result(await receiver.post({"id": "893", "status": "new", "callback_url": url, **TIMES})) == (
+        200,
+        "quarantined",
+    )
     (kept,) = await receiver.ledger.quarantined(9)
     assert url.rpartition("/")[2].encode() not in kept.body
-    failed = {"id": "893", "status": "failed", "message": f"could not call {url}"}
+    failed = {"id": "893", "status": "failed", "message": f"could not call {url}", **TIMES}
     assert result(await receiver.post(failed)) == (200, "applied")
     assert (await receiver.ledger.get("order-1")).status_message.endswith("/callbacks/kling/order-1/[hidden]")
 

@@ -103,7 +103,7 @@ def test_v2_answers_are_matched_by_id_not_by_position() -> None:
     rows = [
         {"id": "9", "status": "failed"},
         {"id": "2", "status": "processing"},
-        {"id": "1", "status": "succeeded", "outputs": [{"type": "video", "url": "u"}]},
+        {"id": "1", "status": "succeeded", "outputs": [{"type": "video", "url": "https://c/1.mp4"}]},
         {"id": "4", "status": "succeeded", "outputs": []},
         "rubbish",
     ]

@@ -13,9 +13,10 @@ from PIL import Image
 
 from submitter.egress import guarded_client
 from submitter.errors import Problem
+from submitter.media.check import MediaFacts, check_media
 from submitter.media.isobmff import Unreadable, read_movie, sniff
 from submitter.media.probe import Medium, open_medium, probe
-from submitter.request import MediaFacts, MotionControl, check_media, check_request
+from submitter.request import MotionControl, check_request
 from submitter.sandbox.media import make_video
 from submitter.vendors.kling.v1 import LIMITS as LIMITS_V1
 from submitter.vendors.kling.v2 import LIMITS as LIMITS_V2

@@ -5,11 +5,13 @@ import io
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 from PIL import Image
 
-from submitter.sandbox.base import API_KEY
+from submitter.sandbox.base import API_KEY, Job
 from submitter.sandbox.media import inspect, make_video, render
+from submitter.sandbox.studio import RenderRequest
 from submitter.vendors.kling.credentials import KeyPair
 from tests.world import World
 
@@ -58,7 +60,6 @@ async def create(world: World, client: httpx.AsyncClient, model: str = "kling-3.
         {"prompt": "x" * 2501},
         {"elements": ["1", "2"]},
         {"elements": ["1"], "orientation": "image"},
-        {"id": ""},
     ],
 )
 async def test_request_outside_the_limits_is_refused(
@@ -160,3 +161,108 @@ def test_result_is_playable_with_the_requested_size_length_and_sound(resolution:
     with av.open(io.BytesIO(data), "r") as played:
         assert bool(played.streams.audio) is sound
         assert sum(1 for _ in played.decode(video=0)) == round(duration_s * 24)
+
+
+async def test_an_empty_external_task_id_is_absent(world: World, client: httpx.AsyncClient) -> None:
+    await world.start(receiver=False)
+    answers = [await create(world, client, id="") for _ in range(2)]
+    assert [answer.status_code for answer in answers] == [200, 200]
+    assert world.kling.by_external_id == {}
+
+
+WRONG_SHAPES: list[Any] = [
+    [], 5, None, "text", {}, {"contents": 5}, {"contents": [5]}, {"contents": [{"type": 5}]},
+    {"contents": [], "settings": []}, {"contents": [], "settings": {"character_orientation": {}}},
+    {"contents": [], "settings": {"character_orientation": "video"}, "options": "x"},
+    {"contents": [{"type": "image", "url": {}}], "settings": {"character_orientation": "video"}},
+    {"contents": [], "settings": {"character_orientation": "video"}, "options": {"watermark_info": 1}},
+    {"contents": [], "settings": {"character_orientation": "video"}, "options": {"callback_url": 7}},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", ["/motion-control/kling-3.0", "/v1/videos/motion-control", "/tasks"])
+async def test_a_wrong_shape_is_invalid_and_never_a_plain_500(
+    world: World, client: httpx.AsyncClient, path: str
+) -> None:
+    await world.start(receiver=False)
+    valid_list: list[Any] = [{}] if path == "/tasks" else []
+    for shape in [shape for shape in WRONG_SHAPES if shape not in valid_list]:
+        content = msgspec.json.encode(shape)
+        refused = await client.post(f"{world.sandbox_url}{path}", content=content, headers=AUTH)
+        if path == "/tasks" and isinstance(shape, dict):  # a list ignores unknown fields
+            assert refused.status_code == 200
+            continue
+        assert (refused.status_code, refused.json()["code"]) == (400, 1201), shape
+    for wrong in ({"limit": 501}, {"limit": "5"}, {"cursor": "x"}, {"start_time": 5}, {"filters": [1]}):
+        if path == "/tasks":
+            refused = await client.post(f"{world.sandbox_url}{path}", json=wrong, headers=AUTH)
+            assert (refused.status_code, refused.json()["code"]) == (400, 1201), wrong
+
+
+@pytest.mark.parametrize("prefix", ["", "/kling"])
+async def test_unknown_paths_and_methods_get_klings_envelope(
+    world: World, client: httpx.AsyncClient, prefix: str
+) -> None:
+    await world.start(receiver=False)
+    url = world.sandbox_url + prefix
+    unknown = await client.post(f"{url}/v1/videos/text2video", json={}, headers=AUTH)
+    assert (unknown.status_code, unknown.json()["code"]) == (404, 1203)
+    assert "/v1/videos/text2video" in unknown.json()["message"]
+    wrong = await client.delete(f"{url}/v1/videos/motion-control/1", headers=AUTH)
+    assert (wrong.status_code, wrong.json()["code"]) == (404, 1202)
+    assert "DELETE" in wrong.json()["message"]
+    assert {"code", "message", "request_id"} == set(wrong.json())
+
+
+async def test_a_list_of_tasks_has_100_by_default(world: World, client: httpx.AsyncClient) -> None:
+    await world.start(receiver=False)
+    for n in range(101):
+        job = Job(str(n), RenderRequest(image="i", video="v", orientation="video"), 2, world.clock.now_ms())
+        world.kling.jobs[job.id] = job
+    listed = (await client.post(f"{world.sandbox_url}/tasks", json={}, headers=AUTH)).json()["data"]
+    assert (listed["count"], listed["has_more"]) == (100, True)
+
+
+async def test_novitas_test_mode_sends_a_mock_event_and_renders_nothing(
+    world: World, client: httpx.AsyncClient
+) -> None:
+    novita = world.stand_in("novita")
+    await world.start(receiver=False)
+    webhook = {
+        "url": f"{world.hook_url}/novita",
+        "test_mode": {"enabled": True, "return_task_status": "TASK_STATUS_FAILED"},
+    }
+    asked = {
+        "image": "i", "video": "v", "model_name": "kling-v3-0-std", "character_orientation": "video",
+        "extra": {"webhook": webhook},
+    }  # fmt: skip
+    made = await client.post(f"{world.sandbox_url}/novita/v3/async/kling-v3.0-motion-control", json=asked, headers=AUTH)
+    await world.inbox.until(1)
+    event = world.inbox.events[0]
+    assert event["event_type"] == "ASYNC_TASK_RESULT"
+    assert event["payload"]["task"]["status"] == "TASK_STATUS_FAILED"
+    assert event["payload"]["task"]["task_id"] == made.json()["task_id"]
+    assert novita.jobs == {}
+
+
+async def test_oxen_takes_elements_and_checks_media_only_when_the_job_runs(
+    world: World, client: httpx.AsyncClient
+) -> None:
+    oxen = world.stand_in("oxen")
+    await world.start(receiver=False)
+    asked = {
+        "model": "kling-video-v3-pro-motion-control", "prompt": "@Element1 dances", "input_video": "http://127.0.0.1:9/",
+        "input_image": "http://127.0.0.1:9/", "elements": [{"frontal_image_url": "https://example.com/a.png"}],
+    }  # fmt: skip
+    url = f"{world.sandbox_url}/oxen/api/ai/queue"
+    made = await client.post(url, json=asked, headers=AUTH)
+    assert made.status_code == 200
+    (job,) = oxen.jobs.values()
+    await world.clock.skip_until(lambda: not job.is_open)
+    assert (job.status, "cannot be fetched" in job.message) == ("failed", True)
+    assert (await client.get(url, headers=AUTH)).json() == {"count": 0, "generations": []}  # active ones only
+    wrongs: list[dict[str, Any]] = [
+        {"elements": [{}, {}]}, {"character_orientation": "image"}, {"elements": [5]}, {"prompt": ""},
+    ]  # fmt: skip
+    for wrong in wrongs:
+        assert (await client.post(url, json=asked | wrong, headers=AUTH)).status_code == 400

@@ -31,7 +31,7 @@ import msgspec
 
 from submitter.event import Event
 from submitter.ledger.base import Delivery, DeliveryState, Quarantined
-from submitter.task import SETTLED, Task
+from submitter.task import SETTLED, Task, TaskStatus
 
 Item = dict[str, Any]
 """An item in DynamoDB JSON: {"name": {"S": "text"}, ...}."""
@@ -127,8 +127,12 @@ def task_item(task: Task, *, version: int, write_id: str, shard: int, ttl_s: int
 
 
 def read_task(item: Item) -> Task:
-    """Return the task in an item."""
-    return _tasks.decode(item["doc"]["S"])
+    """Return the task in an item. Before `refused` was a status, a refused task was `created` with a flag."""
+    doc: str = item["doc"]["S"]
+    task = _tasks.decode(doc)
+    if task.status is TaskStatus.CREATED and '"refused":true' in doc:
+        return msgspec.structs.replace(task, status=TaskStatus.REFUSED)
+    return task
 
 
 def open_task_item(task: Task, shard: int, poll_at_ms: int | None) -> Item | None:

@@ -72,3 +72,9 @@ CREATE TABLE SCHEMA.quarantine (
     times integer NOT NULL DEFAULT 1,
     PRIMARY KEY (external_task_id, digest)
 );
+
+-- migration 2
+-- A refused task was `created` with a flag; now `refused` is a status. The status is the first field that can match.
+UPDATE SCHEMA.tasks SET status = 'refused', version = version + 1,
+    doc = regexp_replace(doc, '"status":"created"', '"status":"refused"')
+WHERE NOT is_open AND status = 'created';

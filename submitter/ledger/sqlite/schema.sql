@@ -64,3 +64,8 @@ UPDATE tasks SET task_id = json_extract(doc, '$.task_id');
 CREATE INDEX tasks_of_vendor ON tasks (vendor, created_at_ms, external_task_id);
 CREATE INDEX tasks_theirs ON tasks (task_id, vendor) WHERE task_id IS NOT NULL;
 CREATE TABLE paused (hook TEXT PRIMARY KEY, until_ms INTEGER NOT NULL, reason TEXT NOT NULL);
+
+-- migration 3
+-- A refused task was `created` with a flag; now `refused` is a status.
+UPDATE tasks SET status = 'refused', doc = json_set(doc, '$.status', 'refused')
+WHERE is_open = 0 AND status = 'created';

@@ -2,8 +2,8 @@
 
 Source: Kling's API reference (motion control, callbacks, error codes, account costs) and live
 observations, as gathered in 2026. Not documented, so either form is accepted: whether a redelivered
-callback keeps its `webhook-id`, whether `external_id` is in every callback, and the exact text of
-400/1201.
+callback keeps its `webhook-id`, whether `external_id` is in every callback, whether the resource packs are
+nested in `data` once or twice.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,17 +14,19 @@ import msgspec
 
 from submitter.callback_url import redact
 from submitter.errors import SubmissionUnknown, Unintelligible, VendorRefused
+from submitter.observation import Report, Source
 from submitter.schedule import Backoff, PollPolicy
 from submitter.task import Charge, Task, TaskStatus, Video
-from submitter.transition import Report, Source
 from submitter.vendors.base import CallbackSetting, HttpAnswer, HttpRequest
+from submitter.vendors.kling.callback_schema import check_schema
 from submitter.vendors.kling.credentials import ApiKey, KeyPair
-from submitter.vendors.reading import inner, number, object_or_empty, objects, read_object, text
+from submitter.vendors.reading import inner, number, object_or_empty, objects, raw, read_object, text, url
 from submitter.vendors.refusals import Rule, refusal, refused_create, rule_of
-from submitter.vendors.rest import json_request, read_status
+from submitter.vendors.rest import created, json_request, read_status
 
 BASE_URL = "https://api-singapore.klingai.com"  # in China: https://api-beijing.klingai.com
 RESULT_TTL_MS = 30 * 86400 * 1000
+PACKS_DAYS = 400
 
 # v2 reports succeeded, v1 reports succeed.
 STATUS = {
@@ -63,6 +65,20 @@ ERRORS: dict[int, Rule] = {
     5002: Rule("Kling has a backlog. Try again later.", retryable=True, ambiguous=True),
 }
 
+# 1201 covers several refusals, which only their text separates. The first row whose words are in the text
+# (compared in lower case) applies; any other text is a parameter to correct.
+DUPLICATE = Rule("Use a new external_task_id.", duplicate=True)
+WORDS_ON_CREATE: tuple[tuple[int, str, Rule], ...] = (
+    (1201, "already exist", DUPLICATE),  # "External_task_id order-1 already exists", seen live
+)
+# In answer to a query by one id: the vendor does not know the task. The text is inferred.
+WORDS_ON_QUERY: tuple[tuple[int, str], ...] = (
+    (1201, "not found"),
+    (1201, "not exist"),
+    (1201, "no such"),
+    (1203, ""),
+)
+
 # A task usually takes 5 to 15 minutes; no maximum is documented.
 POLL_POLICY = PollPolicy(
     while_expected=Backoff(first_s=900, factor=1.5, max_s=3600),
@@ -83,15 +99,19 @@ class Kling(msgspec.Struct, frozen=True):
     signs_callbacks: ClassVar[bool] = True
 
     def probe(self, now_s: float) -> HttpRequest:
-        """Return a query for the account's resource packs of the last day, which is free of charge."""
+        """Return a query for the account's resource packs, which is free of charge.
+
+        The window filters by the time of purchase, and a pack may be valid for a year.
+        """
         now_ms = int(now_s * 1000)
-        span = urlencode({"start_time": now_ms - 86_400_000, "end_time": now_ms})
+        span = urlencode({"start_time": now_ms - PACKS_DAYS * 86_400_000, "end_time": now_ms})
         return self._request("GET", f"/account/costs?{span}", now_s)
 
     def read_probe(self, answer: HttpAnswer) -> str:
         """Return the active resource packs and their remaining quantities, as text."""
         data = read_data(answer)
-        packs = objects(data, "resource_pack_subscribe_infos") if isinstance(data, dict) else []
+        found = (data, inner(data, "data")) if isinstance(data, dict) else ()
+        packs = [pack for source in found for pack in objects(source, "resource_pack_subscribe_infos")]
         left = [
             f"{text(pack, 'resource_pack_name')}: {text(pack, 'remaining_quantity')} left"
             for pack in packs
@@ -100,29 +120,26 @@ class Kling(msgspec.Struct, frozen=True):
         return "; ".join(left) or "no active resource pack"
 
     def read_callback(self, body: bytes, now_s: float) -> Report:
-        """Parse a callback of v1 (it has `task_id`) or v2 (it has `id`).
+        """Parse a callback that has the documented schema of v1 (with `task_id`) or v2 (with `id`).
 
         Kling's console tests a callback URL with the status `submitted` and no external id.
         """
+        check_schema(body)
         report = read_task(read_object(body), "callback")
         is_test = report.status is TaskStatus.SUBMITTED and report.external_task_id is None
-        return msgspec.structs.replace(report, is_test=is_test)
+        return msgspec.structs.replace(report, is_test=is_test, raw=raw(body))
 
     def read_create(self, answer: HttpAnswer) -> Report:
         """Parse the answer to create, by HTTP status and `code`."""
         envelope = object_or_empty(answer.body)
+        request_id = text(envelope, "request_id")
         if not is_success(answer, envelope):
-            rule, refused = read_refusal(answer, envelope)
-            is_duplicate = refused.code == "1201" and "exist" in refused.message.lower()
-            raise refused_create(refused, msgspec.structs.replace(rule, ambiguous=rule.ambiguous or is_duplicate))
+            raise refused_create(*read_refusal(answer, envelope))
         data = envelope.get("data")
-        if not isinstance(data, dict):
-            raise SubmissionUnknown("kling accepted the request but returned no task")
-        id = text(data, "id") or text(data, "task_id")
-        if id is None:
-            raise SubmissionUnknown("kling accepted the request but returned no task id")
-        # The initial status is ignored: a created task is `submitted` until a report follows.
-        return Report(source="create", status=TaskStatus.SUBMITTED, task_id=id)
+        if not isinstance(data, dict) or (text(data, "id") or text(data, "task_id")) is None:
+            raise SubmissionUnknown(f"kling accepted the request but returned no task id (request_id {request_id})")
+        report = created(str(text(data, "id") or text(data, "task_id")), lambda: read_task(data, "create"))
+        return msgspec.structs.replace(report, request_id=request_id, raw=raw(answer.body))
 
     def _request(self, method: str, path: str, now_s: float, body: Any = None) -> HttpRequest:
         return json_request(method, self.base_url.rstrip("/") + path, self.credentials.token(now_s), body)
@@ -132,7 +149,7 @@ def read_data(answer: HttpAnswer) -> Any:
     """Return `data` of an answer; raise VendorRefused for an error."""
     envelope = object_or_empty(answer.body)
     if not is_success(answer, envelope):
-        raise read_refusal(answer, envelope)[1]
+        raise read_refusal(answer, envelope)[0]
     return envelope.get("data")
 
 
@@ -141,17 +158,31 @@ def is_success(answer: HttpAnswer, envelope: Mapping[str, Any]) -> bool:
     return 200 <= answer.status < 300 and number(envelope, "code") == 0
 
 
-def read_refusal(answer: HttpAnswer, envelope: Mapping[str, Any]) -> tuple[Rule, VendorRefused]:
-    """Return the rule and the exception for an error answer."""
+def is_absence(refused: VendorRefused) -> bool:
+    """Return whether a refused query by one id means that the vendor does not know the task."""
+    message = refused.message.lower()
+    return any(refused.code == str(code) and words in message for code, words in WORDS_ON_QUERY)
+
+
+def read_refusal(answer: HttpAnswer, envelope: Mapping[str, Any]) -> tuple[VendorRefused, Rule]:
+    """Return the exception for an error answer, and the rule that it follows."""
     code = number(envelope, "code")
-    rule = ERRORS.get(int(code or 0))
+    message = text(envelope, "message") or ""
+    worded = (rule for numeric, words, rule in WORDS_ON_CREATE if numeric == code and words in message.lower())
+    rule = next(worded, ERRORS.get(int(code or 0)))
     if rule is None:
         # A 2xx with an unknown code is a refusal; a 2xx without a code is ambiguous.
         rule = rule_of(400 if code and answer.status < 400 else answer.status, "kling")
     if answer.status >= 500 or answer.status == 408:  # with any code
         rule = msgspec.structs.replace(rule, ambiguous=True)
-    message = text(envelope, "message") or ""
-    return rule, refusal("kling", answer, rule, code=text(envelope, "code") or "none", message=message)
+    return refusal(
+        "kling",
+        answer,
+        rule,
+        code=text(envelope, "code") or "none",
+        message=message,
+        request_id=text(envelope, "request_id"),
+    ), rule
 
 
 def match_tasks(tasks: Sequence[Task], rows: Any) -> tuple[dict[str, Report], dict[str, str]]:
@@ -168,10 +199,17 @@ def match_tasks(tasks: Sequence[Task], rows: Any) -> tuple[dict[str, Report], di
         if id is None:
             continue
         try:
-            reports[id] = read_task(row, "poll")
+            reports[id] = msgspec.structs.replace(read_task(row, "poll"), raw=raw(row))
         except Unintelligible as reason:
             unreadable[id] = str(reason)
     return reports, unreadable
+
+
+def created_ms(row: Any) -> int | None:
+    """Return when the task of a row was created, in Unix milliseconds; None if the row does not say."""
+    if not isinstance(row, dict):
+        return None
+    return _time_ms(number(row, "created_at" if "task_id" in row else "create_time"))
 
 
 def _external_id(row: Mapping[str, Any]) -> str | None:
@@ -198,6 +236,7 @@ def read_task(row: Mapping[str, Any], source: Source) -> Report:
         message=redact(text(row, "task_status_msg" if is_v1 else "message") or ""),
         videos=videos if status is TaskStatus.SUCCEED else (),
         cost=_cost_v1(row) if is_v1 else _cost_v2(row),
+        created_at_ms=created_ms(row),
     )
 
 
@@ -211,15 +250,16 @@ def _videos_v1(row: Mapping[str, Any], ended_ms: int | None) -> tuple[Video, ...
 
 
 def _is_video(item: Mapping[str, Any]) -> bool:
-    return text(item, "url") is not None and text(item, "type") in (None, "video")
+    return item.get("type") in (None, "video") and url(item, "url") is not None
 
 
 def _video(item: Mapping[str, Any], ended_ms: int | None) -> Video:
     return Video(
-        url=text(item, "url") or "",
-        watermark_url=text(item, "watermark_url"),  # missing from the v1 callback, though the v1 query has it
+        url=url(item, "url") or "",
+        watermark_url=url(item, "watermark_url"),  # missing from the v1 callback, though the v1 query has it
         duration=number(item, "duration"),
         expires_at_ms=None if ended_ms is None else ended_ms + RESULT_TTL_MS,
+        id=text(item, "id"),
     )
 
 
@@ -230,6 +270,7 @@ def _cost_v2(row: Mapping[str, Any]) -> tuple[Charge, ...]:
             amount=text(item, "amount") or "0",
             currency=text(item, "currency"),
             list_price=text(item, "list_price"),
+            source=text(item, "cash_type") or text(item, "package_type"),
         )
         for item in objects(row, "billing")
         if text(item, "amount") is not None

@@ -1,6 +1,8 @@
 """Kling's API v1, the older one: the model is in the body. Pure.
 
 Source: Kling API reference, motion control (older API), and live observations, as gathered in 2026.
+Inferred: its list begins with the newest task, so that a search ends at rows older than the tasks that are
+asked for.
 """
 
 from collections.abc import Sequence
@@ -14,11 +16,12 @@ from submitter.request import Limits
 from submitter.task import Task
 from submitter.vendors.base import CreateRequest, Findings, HttpAnswer, HttpRequest, Query
 from submitter.vendors.kling import v2
-from submitter.vendors.kling.protocol import Kling, match_tasks, read_data
+from submitter.vendors.kling.protocol import Kling, created_ms, is_absence, match_tasks, read_data
 
 PATH = "/v1/videos/motion-control"
 PAGE = 500
 LAST_PAGE = 1000
+CLOCK_SKEW_MS = 300_000
 
 LIMITS = msgspec.structs.replace(
     v2.LIMITS,
@@ -68,7 +71,7 @@ class KlingV1(Kling, frozen=True):
         try:
             data = read_data(answer)
         except VendorRefused as refused:
-            if len(query.tasks) == 1 and refused.code in ("1201", "1203"):
+            if len(query.tasks) == 1 and query.page == 1 and is_absence(refused):
                 return Findings(absent=(query.tasks[0].external_task_id,))
             raise
         rows = [data] if isinstance(data, dict) else data
@@ -76,7 +79,10 @@ class KlingV1(Kling, frozen=True):
         left = tuple(t for t in query.tasks if t.external_task_id not in reports | unreadable)
         is_list = len(query.tasks) > 1 or query.page > 1
         if left and is_list and isinstance(rows, list) and len(rows) >= PAGE and query.page < LAST_PAGE:
-            return Findings(reports, unreadable, more=(self._page(left, query.page + 1, now_s),))
+            # The newest tasks come first: the rest of the list is older than every task that is asked for.
+            oldest_ms = min((ms for row in rows if (ms := created_ms(row)) is not None), default=None)
+            if oldest_ms is None or oldest_ms >= min(t.created_at_ms for t in left) - CLOCK_SKEW_MS:
+                return Findings(reports, unreadable, more=(self._page(left, query.page + 1, now_s),))
         return Findings(reports, unreadable, tuple(task.external_task_id for task in left))
 
     def _page(self, tasks: tuple[Task, ...], page: int, now_s: float) -> Query:

@@ -30,6 +30,7 @@ LIMITS = Limits(
     prompt_chars=2500,
     models=("kling-v3", "kling-v2-6"),
     element_models=("kling-v3",),
+    element_cited_as="<<<element_1>>>",  # seen in public client code
     watermark=True,
     inline_image=True,
     own_id=True,
