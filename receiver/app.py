@@ -18,7 +18,7 @@ from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from receiver.callbacks import BODY_LIMIT, PREFIX, READ_TIMEOUT_S, CallbackEndpoint, CallbackMetrics, Notify
+from receiver.callbacks import BODY_LIMIT, READ_TIMEOUT_S, CallbackEndpoint, CallbackMetrics, Notify, path_of
 from receiver.problem import problem, problem_of
 from receiver.verification import Verifier
 from submitter.callback_url import check
@@ -28,6 +28,7 @@ from submitter.ledger.base import Ledger
 
 TICK_BUDGET_S = 20.0
 TICK_BUDGET_MAX_S = 900.0  # the longest timeout of a Lambda function
+PREFIX = "/callbacks/"
 log = structlog.get_logger("receiver")
 
 ASYNCAPI = Path(__file__).with_name("asyncapi.yaml")
@@ -41,6 +42,11 @@ class ReceiverMetrics(CallbackMetrics, Protocol):
         """Return the metrics in Prometheus text format, including the ledger's counts."""
         ...
 
+
+NOT_WORKING = (
+    "Callbacks are stored, but hooks get no event and no vendor is polled. An app that is mounted in another one"
+    " needs its lifespan: run `app.router.lifespan_context(app)` inside the outer app's lifespan."
+)
 
 Tick = Callable[[float], Awaitable[Mapping[str, int]]]
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -61,13 +67,15 @@ def create_app(
     lifespan: Lifespan | None = None,
     notify: Notify | None = None,
     task_requests: Endpoint | None = None,
+    is_working: Callable[[], bool] = lambda: True,
 ) -> Starlette:
     """Create the receiver's ASGI app.
 
     `tick(budget_s)` does bounded work for `POST /tick`, which is off without `tick_token`.
     `notify` is awaited after a change is durable and before the callback is answered: it notifies
     hooks on platforms that run nothing after a response. `task_requests` handles `/events`, which is
-    off without it. `media` is a directory whose files are published at unguessable URLs.
+    off without it. `media` is a directory whose files are published at unguessable URLs. `is_working`
+    returns whether what must run beside the app does, so that the app is ready.
     """
     clock = clock or Clock()
 
@@ -75,6 +83,8 @@ def create_app(
         return JSONResponse({"status": "ok"})
 
     async def readyz(request: Request) -> Response:
+        if not is_working():
+            return problem(503, "the app's lifespan did not run", NOT_WORKING)
         await ledger.counts()
         return JSONResponse({"status": "ready"})
 
@@ -94,14 +104,6 @@ def create_app(
         assert refusal is not None
         return refusal
 
-    async def show_media(request: Request) -> Response:
-        name, token = request.path_params["name"], request.path_params["token"]
-        check(verifier.ring, "media", name, token, clock.now_s())
-        path = None if media is None else media / name
-        if path is None or not path.is_file():  # the token signs the name, so it is no path
-            return problem(404, "no such file", "It was removed from the media store.")
-        return FileResponse(path)
-
     async def on_error(request: Request, error: Exception) -> Response:
         response = problem_of(error)
         if response.status_code >= 500:  # the answer names no file and no host: the operator finds them here
@@ -115,14 +117,29 @@ def create_app(
             Route("/metrics", show_metrics),
             Route("/asyncapi.yaml", show_asyncapi),
             Route("/tick", do_tick, methods=["POST"]),
-            Route("/media/{name}/{token}", show_media),
+            Route("/media/{name}/{token}", _media_endpoint(verifier, media, clock)),
             Route("/events", task_requests or _events_are_off, methods=["POST", "OPTIONS"]),
         ],
         exception_handlers={RelayError: on_error},
         lifespan=lifespan,
     )
     app.callbacks = CallbackEndpoint(ledger, verifier, clock, metrics, body_limit, read_timeout_s, notify)
+    app.is_working = is_working
     return app
+
+
+def _media_endpoint(verifier: Verifier, media: Path | None, clock: Clock) -> Endpoint:
+    """Return the endpoint of published files."""
+
+    async def show_media(request: Request) -> Response:
+        name, token = request.path_params["name"], request.path_params["token"]
+        check(verifier.ring, "media", name, token, clock.now_s())
+        path = None if media is None else media / name
+        if path is None or not path.is_file():  # the token signs the name, so it is no path
+            return problem(404, "no such file", "It was removed from the media store.")
+        return FileResponse(path)
+
+    return show_media
 
 
 async def _events_are_off(request: Request) -> Response:
@@ -152,9 +169,15 @@ class _Receiver(Starlette):
     """Starlette with a shortcut: callbacks bypass the router."""
 
     callbacks: CallbackEndpoint
+    is_working: Callable[[], bool]
+    had_requests = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"].startswith(PREFIX):
+        if not self.had_requests and scope["type"] == "http":
+            self.had_requests = True
+            if not self.is_working():
+                log.error("lifespan.missing", reason=NOT_WORKING)
+        if scope["type"] == "http" and path_of(scope).startswith(PREFIX):
             await self.callbacks(scope, receive, send)
         else:
             await super().__call__(scope, receive, send)

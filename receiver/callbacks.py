@@ -24,7 +24,6 @@ from submitter.transition import Transition, is_about, transition
 
 BODY_LIMIT = 64 * 1024
 READ_TIMEOUT_S = 10.0
-PREFIX = "/callbacks/"
 _READ_TIMEOUT = "read timeout"
 
 log = structlog.get_logger("receiver")
@@ -39,6 +38,13 @@ class CallbackMetrics(Protocol):
     def callback(self, vendor: str, result: str) -> None:
         """Count a callback by its result."""
         ...
+
+
+def path_of(scope: Scope) -> str:
+    """Return the path within this app: without the root path that it is mounted or served at."""
+    path: str = scope["path"]
+    root: str = scope.get("root_path", "")
+    return path[len(root) :] if root and path.startswith(f"{root}/") else path
 
 
 class CallbackEndpoint:
@@ -65,7 +71,7 @@ class CallbackEndpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         vendor = "unknown"
         try:
-            parts = scope["path"][len(PREFIX) :].split("/")
+            parts = path_of(scope).split("/")[2:]
             if len(parts) != 3:
                 raise UrlUnknown("no such callback URL")
             self._verifier.url(parts[0], parts[1], parts[2], self._clock.now_s())

@@ -27,6 +27,7 @@ from submitter.media.store import directory_of
 from submitter.vendors.registry import vendors
 
 if TYPE_CHECKING:
+    from receiver.destinations.base import Destination
     from receiver.metrics import PrometheusMetrics
     from receiver.task_requests import TaskRequests
     from receiver.worker import Worker
@@ -42,12 +43,20 @@ class Service:
     """One receiver's ledger, worker, submitter and connections. All but the ledger open on first use."""
 
     def __init__(
-        self, settings: ReceiverSettings, ledger: Ledger, clock: Clock, metrics: "PrometheusMetrics | None"
+        self,
+        settings: ReceiverSettings,
+        ledger: Ledger,
+        clock: Clock,
+        metrics: "PrometheusMetrics | None",
+        destinations: "Mapping[str, Destination] | None" = None,
     ) -> None:
         self.settings = settings
         self.ledger = ledger
         self.metrics = metrics
         self._clock = clock
+        self._destinations = destinations
+        self.is_working = False
+        """Whether the app's lifespan runs, which starts the loops."""
 
     @cached_property
     def http(self) -> "VendorHttp":
@@ -59,7 +68,6 @@ class Service:
     @cached_property
     def worker(self) -> "Worker":
         """Delivers events, polls vendors, listens to event streams."""
-        from receiver.destinations import open_destination
         from receiver.destinations.base import UsesLedger
         from receiver.dispatcher import Dispatcher
         from receiver.poller import Poller
@@ -68,7 +76,7 @@ class Service:
         from submitter.vendors.base import Streams
 
         hooks, common, ledger = self.settings.hooks, self.settings.common, self.ledger
-        destinations = {hook.name: open_destination(hook, common.allow_hosts) for hook in hooks}
+        destinations = self._destinations or open_destinations(self.settings)
         for destination in destinations.values():
             if isinstance(destination, UsesLedger):
                 destination.use(ledger, self._clock)
@@ -124,11 +132,20 @@ class Service:
             await self.ledger.close()
 
 
+def open_destinations(settings: ReceiverSettings) -> "dict[str, Destination]":
+    """Open the destination of every hook; raise InvalidSettings for one that cannot be used."""
+    from receiver.destinations import open_destination
+
+    return {hook.name: open_destination(hook, settings.common.allow_hosts) for hook in settings.hooks}
+
+
 def open_service(settings: ReceiverSettings, *, clock: Clock | None = None) -> Service:
     """Open a service with Prometheus metrics."""
     from receiver.metrics import PrometheusMetrics
 
-    return Service(settings, open_ledger(settings.common.ledger), clock or Clock(), PrometheusMetrics())
+    destinations = open_destinations(settings)  # before the ledger: what is wrong with a hook is said at once
+    ledger = open_ledger(settings.common.ledger)
+    return Service(settings, ledger, clock or Clock(), PrometheusMetrics(), destinations)
 
 
 def open_service_without_metrics(settings: ReceiverSettings) -> Service:
@@ -167,6 +184,7 @@ def create_service_app(service: Service, *, lifespan: Lifespan | None = None, cl
         lifespan=lifespan,
         notify=service.notify if settings.deliver == "inline" else None,
         task_requests=None if settings.events_token is None else service.answer_task_request,
+        is_working=(lambda: True) if lifespan is None else (lambda: service.is_working),
     )
 
 
@@ -179,6 +197,7 @@ def build_app(settings: ReceiverSettings, *, clock: Clock | None = None) -> Star
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         if settings.deliver == "worker":
             service.worker.start()
+        service.is_working = True
         structlog.get_logger("service").info(
             "service.started",
             ledger=without_password(settings.common.ledger),
@@ -188,6 +207,7 @@ def build_app(settings: ReceiverSettings, *, clock: Clock | None = None) -> Star
         try:
             yield
         finally:
+            service.is_working = False
             await service.close()
 
     return create_service_app(service, lifespan=lifespan, clock=clock)
@@ -203,9 +223,9 @@ def freeze_garbage_collector() -> None:
     gc.set_threshold(*GC_THRESHOLDS)
 
 
-def app() -> Starlette:
+def app(settings: ReceiverSettings | None = None) -> Starlette:
     """Create the app from environment and relay.toml: `uvicorn --factory receiver.service:app`."""
-    settings = load_receiver_settings()
+    settings = settings or load_receiver_settings()
     log.configure(settings.log)
     created = build_app(settings)
     freeze_garbage_collector()

@@ -5,8 +5,9 @@ the query parameter `access_token`, and OPTIONS is the abuse-protection handshak
 its CloudEvents schema). Event Grid's own schema has another handshake: a POST that is answered with its
 validation code. For the fields of an event see `submitter.request_event`.
 
-A 2xx means that the task is in the ledger. After any other answer the sender repeats the event, which
-creates no second task.
+A 2xx means that the task is in the ledger. 503 asks the sender to repeat the event later, which creates no
+second task. 400, 409 and 422 (refused by the vendor for good) are permanent: the sender's dead-letter path
+takes the event.
 """
 
 import asyncio
@@ -18,17 +19,17 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from receiver.problem import problem
+from receiver.problem import RETRY_AFTER_S, problem
 from submitter.errors import SubmissionUnknown
 from submitter.event import task_data
 from submitter.ledger.base import Tasks
 from submitter.request import MotionControl
 from submitter.request_event import read_http
 from submitter.task import Task
+from submitter.vendors.registry import limits_by_vendor
 
 BODY_LIMIT = 1024 * 1024
 BUDGET_S = 50.0  # less than the request timeouts of serverless platforms
-RETRY_AFTER_S = 30
 
 Submit = Callable[[MotionControl], Awaitable[Task]]
 
@@ -56,7 +57,7 @@ class TaskRequests:
             if code is None:
                 return problem(400, "no validation code", "Send data.validationCode, as Event Grid does.")
             return JSONResponse({"validationResponse": code})
-        requests = read_http(request.headers, body)
+        requests = read_http(request.headers, body, limits_by_vendor())
         try:
             async with asyncio.timeout(BUDGET_S):
                 # Wait for the whole batch, even if one fails: serverless platforms run nothing after a response.
@@ -67,8 +68,8 @@ class TaskRequests:
             response.headers["retry-after"] = str(RETRY_AFTER_S)
             return response
         errors = [task for task in tasks if isinstance(task, BaseException)]
-        if errors:
-            raise errors[0]
+        if errors:  # 503 first: the sender must repeat the batch for the sake of what may succeed later
+            raise min(errors, key=lambda error: getattr(error, "status", 500) != 503)
         return JSONResponse({"tasks": [task_data(task) for task in tasks if isinstance(task, Task)]}, 202)
 
     async def _submit_one(self, request: MotionControl) -> Task:

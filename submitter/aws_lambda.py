@@ -20,6 +20,7 @@ from submitter.log import configure
 from submitter.request import MotionControl
 from submitter.request_event import read_eventbridge, read_sqs
 from submitter.submit import Submitter
+from submitter.vendors.registry import limits_by_vendor
 
 RESERVE_S = 3.0
 """The part of the function's time, in seconds, that is reserved for the response."""
@@ -36,7 +37,7 @@ def handler(event: Mapping[str, Any], context: Any) -> dict[str, Any] | None:
 async def _handle(event: Mapping[str, Any], budget_s: float) -> dict[str, Any] | None:
     if "Records" not in event:
         async with asyncio.timeout(budget_s):
-            await _submit(read_eventbridge(event))
+            await _submit(read_eventbridge(event, limits_by_vendor()))
         return None
     records = event["Records"]
     results = await asyncio.gather(*(_submitted(record, budget_s) for record in records))
@@ -47,7 +48,7 @@ async def _handle(event: Mapping[str, Any], budget_s: float) -> dict[str, Any] |
 async def _submitted(record: Mapping[str, Any], budget_s: float) -> bool:
     try:
         async with asyncio.timeout(budget_s):
-            await _submit(read_sqs(record))
+            await _submit(read_sqs(record, limits_by_vendor()))
     except (RelayError, TimeoutError) as error:
         reason = str(error) or f"not submitted within {budget_s:.0f} s"
         log.error("request.failed", message_id=record["messageId"], reason=reason)

@@ -10,6 +10,7 @@ import ipaddress
 import socket
 import ssl
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import cache
 from urllib.parse import urlsplit
 
@@ -73,6 +74,34 @@ async def require_allowed(url: str, allow_hosts: frozenset[str]) -> None:
     host = urlsplit(url).hostname or ""
     if host.lower() not in allow_hosts:
         _public_of(host, await resolve(host, 0))
+
+
+async def connect(url: str, allow_hosts: frozenset[str], timeout_s: float = 10) -> None:
+    """Open a connection (TCP, and TLS for https) to an allowed address of a URL's host, and close it: nothing is sent.
+
+    Raises httpx.ConnectError, which says why not.
+    """
+    parts = urlsplit(url)
+    host, is_tls = (parts.hostname or "").lower(), parts.scheme == "https"
+    port = parts.port or (443 if is_tls else 80)
+    addresses = await resolve(host, port)
+    if host not in allow_hosts:
+        addresses = _public_of(host, addresses)
+    reason = ""
+    for address in addresses:
+        try:
+            async with asyncio.timeout(timeout_s):
+                tls = tls_context() if is_tls else None
+                _, writer = await asyncio.open_connection(address, port, ssl=tls, server_hostname=host if tls else None)
+        except (OSError, TimeoutError) as error:
+            reason = f"{host}, port {port}: {error or 'no answer'}"
+            continue
+        writer.close()
+        with suppress(OSError, TimeoutError):
+            async with asyncio.timeout(1):
+                await writer.wait_closed()
+        return
+    raise httpx.ConnectError(f"no connection to {reason}")
 
 
 class GuardedTransport(httpx.AsyncBaseTransport):

@@ -22,18 +22,19 @@ from urllib.parse import unquote
 import msgspec
 
 from submitter.errors import InvalidRequest, Problem
-from submitter.request import ID_PATTERN, MotionControl
+from submitter.request import ID_PATTERN, Limits, MotionControl, check_request
 
 TYPE = "task.requested"
+LimitsByVendor = Mapping[str, Limits]
 FIELDS = {field.name: field for field in msgspec.structs.fields(MotionControl)}
 TYPES = {name: str if name in ("image", "video") else field.type for name, field in FIELDS.items()}
 STRUCTURED, BATCHED = "application/cloudevents+json", "application/cloudevents-batch+json"
 
 
-def read_http(headers: Mapping[str, str], body: bytes) -> list[MotionControl]:
+def read_http(headers: Mapping[str, str], body: bytes, limits: LimitsByVendor) -> list[MotionControl]:
     """Return the requests in an HTTP request: one event, a batch, or a Pub/Sub push. Raises InvalidRequest.
 
-    The names of `headers` are in lower case.
+    The names of `headers` are in lower case. `limits` are those of every vendor, by name.
     """
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == BATCHED:
@@ -42,17 +43,17 @@ def read_http(headers: Mapping[str, str], body: bytes) -> list[MotionControl]:
             raise _wrong(
                 "body", type(events).__name__, "a list of CloudEvents", f"Send a list, or one event as {STRUCTURED}."
             )
-        return [read_event(event) for event in events]
+        return [read_event(event, limits) for event in events]
     if "ce-specversion" in headers:
         attributes = {name[3:]: unquote(value) for name, value in headers.items() if name.startswith("ce-")}
-        return [read_event(attributes | {"data": _decode(body)})]
+        return [read_event(attributes | {"data": _decode(body)}, limits)]
     decoded = _decode(body)
     if kind != STRUCTURED and isinstance(decoded, dict) and "subscription" in decoded:
-        return [_read_pushed(decoded.get("message"))]
-    return [read_event(decoded)]
+        return [_read_pushed(decoded.get("message"), limits)]
+    return [read_event(decoded, limits)]
 
 
-def read_sqs(record: Mapping[str, Any]) -> MotionControl:
+def read_sqs(record: Mapping[str, Any], limits: LimitsByVendor) -> MotionControl:
     """Return the request in an SQS record as Lambda receives it. Raises InvalidRequest.
 
     Its body is a CloudEvent, an EventBridge event from a rule, or, with attributes `ce-...`, only the data.
@@ -60,10 +61,10 @@ def read_sqs(record: Mapping[str, Any]) -> MotionControl:
     typed = record.get("messageAttributes", {})
     attributes = {name: str(value.get("stringValue", "")) for name, value in typed.items()}
     body = _decode(str(record.get("body", "")).encode())
-    return _read_message(attributes, body)
+    return _read_message(attributes, body, limits)
 
 
-def read_eventbridge(event: Mapping[str, Any]) -> MotionControl:
+def read_eventbridge(event: Mapping[str, Any], limits: LimitsByVendor) -> MotionControl:
     """Return the request in an EventBridge event: its `detail` is a CloudEvent, or the data of one.
 
     EventBridge assigns a new id to every entry, so a producer that retries must set the id of a
@@ -71,12 +72,12 @@ def read_eventbridge(event: Mapping[str, Any]) -> MotionControl:
     """
     detail = event.get("detail")
     if isinstance(detail, dict) and "specversion" in detail:
-        return read_event(detail)
+        return read_event(detail, limits)
     attributes = {"specversion": "1.0", "type": event.get("detail-type"), "source": event.get("source")}
-    return read_event(attributes | {"id": event.get("id"), "data": detail})
+    return read_event(attributes | {"id": event.get("id"), "data": detail}, limits)
 
 
-def read_event(event: Any) -> MotionControl:
+def read_event(event: Any, limits: LimitsByVendor) -> MotionControl:
     """Return the request in a CloudEvent; raise InvalidRequest with every problem."""
     if not isinstance(event, Mapping):
         raise _wrong("event", type(event).__name__, "a CloudEvent", f"Send a JSON object with type {TYPE!r}.")
@@ -99,7 +100,7 @@ def read_event(event: Any) -> MotionControl:
         raise InvalidRequest(problems)
     problems = [*_check_names(data), *_check_types(data), *_check_media(data)]
     if problems:
-        raise InvalidRequest(problems)
+        raise InvalidRequest([*problems, *_check_rest(data, problems, limits)])
     request = MotionControl(**data)
     if request.external_task_id is not None:
         return request
@@ -114,7 +115,7 @@ def id_of(source: str, id: str) -> str:
     return f"ce-{digest.hexdigest()[:32]}"
 
 
-def _read_pushed(message: Any) -> MotionControl:
+def _read_pushed(message: Any, limits: LimitsByVendor) -> MotionControl:
     """Return the request in a message of a Pub/Sub push subscription."""
     if not isinstance(message, Mapping):
         raise _wrong(
@@ -124,16 +125,16 @@ def _read_pushed(message: Any) -> MotionControl:
             "Turn payload unwrapping off in the push subscription.",
         )
     attributes = message.get("attributes") or {}
-    return _read_message(attributes, _decode(_from_base64(message.get("data", ""))))
+    return _read_message(attributes, _decode(_from_base64(message.get("data", ""))), limits)
 
 
-def _read_message(attributes: Mapping[str, str], body: Any) -> MotionControl:
+def _read_message(attributes: Mapping[str, str], body: Any, limits: LimitsByVendor) -> MotionControl:
     if "ce-specversion" in attributes:
         named = {name[3:]: value for name, value in attributes.items() if name.startswith("ce-")}
-        return read_event(named | {"data": body})
+        return read_event(named | {"data": body}, limits)
     if isinstance(body, dict) and "detail-type" in body:
-        return read_eventbridge(body)
-    return read_event(body)
+        return read_eventbridge(body, limits)
+    return read_event(body, limits)
 
 
 def _check_names(data: Mapping[str, Any]) -> list[Problem]:
@@ -171,6 +172,18 @@ def _check_media(data: Mapping[str, Any]) -> list[Problem]:
                 Problem(f"data.{name}", repr(value[:80]), limit, "Events cannot refer to local files. Use a URL.")
             )
     return problems
+
+
+def _check_rest(data: Mapping[str, Any], problems: list[Problem], limits: LimitsByVendor) -> list[Problem]:
+    """Return the problems of the fields that have none so far, as if the others were right."""
+    wrong = {problem.field.removeprefix("data.") for problem in problems}
+    valid = {name: value for name, value in data.items() if name in FIELDS and name not in wrong}
+    request = MotionControl(**{"image": "", "video": "", "character_orientation": "video"} | valid)
+    of_vendor = next((limits[name] for name in request.vendors if name in limits), None)
+    if of_vendor is None:
+        return []
+    found = check_request(request, of_vendor)
+    return [msgspec.structs.replace(one, field=f"data.{one.field}") for one in found if one.field not in wrong]
 
 
 def _is_text(value: Any) -> bool:

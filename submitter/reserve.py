@@ -16,7 +16,7 @@ from submitter.errors import IdConflict
 from submitter.ledger.base import Reserved, Tasks
 from submitter.preflight import Prepared
 from submitter.stored_request import differences
-from submitter.task import SENDABLE, RefusedBy, Task, TaskStatus, may_send
+from submitter.task import RefusedBy, Task, TaskStatus, is_sendable, may_send
 from submitter.transition import transition
 
 log = structlog.get_logger("submitter")
@@ -105,7 +105,7 @@ class Reservations:
         Return the task, and whether its vendor may have it already.
         """
         is_waiting = False
-        while task.status in SENDABLE:
+        while is_sendable(task):
             version = self._ledger.version()
             task = await self._ledger.get(task.external_task_id)
             now_ms = self._clock.now_ms()

@@ -1,7 +1,8 @@
 """Settings: environment variables override `relay.toml`, which overrides defaults. Reports all problems at once."""
 
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -155,16 +156,37 @@ class Reader:
         """Add a problem for each unknown name in `table`."""
         for name in table:
             if name not in known:
-                import difflib
+                self.problem(f"{where}.{name}", "unknown", "a known name", _suggest(name, known))
 
-                near = difflib.get_close_matches(name, known, 1)
-                remedy = f"Did you mean {near[0]!r}?" if near else f"Known names: {', '.join(known)}."
-                self.problem(f"{where}.{name}", "unknown", "a known name", remedy)
+    def check_environment(self, known: tuple[str, ...]) -> None:
+        """Add a problem for each unknown variable KLING_RELAY_..., unless the file refers to it by `env:`."""
+        prefix, known = "KLING_RELAY_", ("config", *known)
+        for name, value in self.environ.items():
+            setting = name.removeprefix(prefix).lower()
+            if not name.startswith(prefix) or setting in known or _OF_KUBERNETES.search(name):
+                continue
+            if value and f"env:{name}" not in str(self.table):
+                self.problem(name, "unknown", "a known variable", _suggest(setting, known, prefix))
 
     def finish(self) -> None:
         """Raise InvalidSettings if there are problems."""
         if self.problems:
             raise InvalidSettings(self.problems)
+
+
+# Kubernetes sets these in every pod for a service whose name begins with kling-relay.
+_OF_KUBERNETES = re.compile(r"_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)$")
+
+
+def _suggest(name: str, known: Sequence[str], prefix: str = "") -> str:
+    """Return a remedy for an unknown name: the known one that is near it, or all. A `prefix` marks variables."""
+    import difflib
+
+    def shown(setting: str) -> str:
+        return f"{prefix}{setting.upper()}" if prefix else setting
+
+    near = difflib.get_close_matches(name, known, 1)
+    return f"Did you mean {shown(near[0])!r}?" if near else f"Known names: {', '.join(map(shown, known))}."
 
 
 def open_reader(environ: Mapping[str, str] | None = None) -> Reader:
@@ -188,6 +210,7 @@ def open_reader(environ: Mapping[str, str] | None = None) -> Reader:
 def read_settings(reader: Reader) -> Settings:
     """Read the settings that submitter and receiver share; `reader.finish()` raises their problems."""
     reader.check_names(reader.table, (*COMMON, *RECEIVER, "vendor", "hook"), CONFIG_FILE)
+    reader.check_environment((*COMMON, *RECEIVER))
     ring = None
     keys = reader.text("keys")
     if keys:

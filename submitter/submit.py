@@ -50,11 +50,11 @@ class Submitter:
         self._settings = settings
         self._ledger = ledger
         self._clock = clock or Clock()
-        http = http or VendorHttp()
+        self._http = http or VendorHttp()
         self.creator = Creator(
-            ledger, http, self._clock, look_for_s=look_for_s, sending_lease_s=sending_lease_s, metrics=metrics
+            ledger, self._http, self._clock, look_for_s=look_for_s, sending_lease_s=sending_lease_s, metrics=metrics
         )
-        self._refresher = Refresher(ledger, settings.vendors, http, self._clock)
+        self._refresher = Refresher(ledger, settings.vendors, self._http, self._clock)
         self._reservations = Reservations(ledger, self.creator, self._clock)
         self._requests = VendorRequests(settings, self._clock, media_store)
         self._media = guarded_client(settings.allow_hosts, timeout_s=15)
@@ -77,7 +77,7 @@ class Submitter:
     async def close(self) -> None:
         """Close the connections and the ledger."""
         await self._watch.close()
-        await self.creator.http.close()
+        await self._http.close()
         await self._media.aclose()
         await self._ledger.close()
 

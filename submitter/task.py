@@ -168,7 +168,12 @@ class Task(msgspec.Struct, frozen=True, omit_defaults=True, rename=_STORED_AS):
 
 def may_send(task: Task, now_ms: int) -> bool:
     """Return whether the lease to send this task's create request can be taken at `now_ms`."""
-    return task.status in SENDABLE and not is_leased(task, now_ms)
+    return is_sendable(task) and not is_leased(task, now_ms)
+
+
+def is_sendable(task: Task) -> bool:
+    """Return whether a create request may be sent: none was answered, or it was refused and the vendor has no task."""
+    return task.status in SENDABLE and (task.status is not TaskStatus.REFUSED or task.task_id is None)
 
 
 def is_leased(task: Task, now_ms: int) -> bool:

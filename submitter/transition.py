@@ -32,7 +32,6 @@ from submitter.task import (
     NOT_ANSWERED,
     RANK,
     RAW_MAX,
-    SENDABLE,
     SETTLED,
     TERMINAL,
     ArchivedCopy,
@@ -41,6 +40,7 @@ from submitter.task import (
     Task,
     TaskStatus,
     Video,
+    is_sendable,
     may_send,
     refusals_of,
 )
@@ -182,6 +182,8 @@ def _adopted(task: Task, report: Report, now_ms: int) -> Transition | None:
     if task.status in TERMINAL or task.task_id not in (None, report.task_id):
         return None
     adopted = replace(task, task_id=report.task_id, may_have_been_sent=True, updated_at_ms=now_ms)
+    if task.status is TaskStatus.REFUSED:  # it starts again, with what the vendor has
+        adopted = replace(adopted, status=TaskStatus.CREATED, first_sent_at_ms=now_ms)
     return _news(adopted, report, now_ms) or Transition(_with_raw(adopted, report))
 
 
@@ -291,11 +293,11 @@ def _leased(task: Task, lease: SendLease, now_ms: int) -> Transition | None:
     lease_owner, until_ms = lease.lease_owner, lease.until_ms
     if task.lease_owner != lease_owner and (lease.renews or not may_send(task, now_ms)):
         return None
-    if task.status not in SENDABLE:
+    if not is_sendable(task):
         return None
     restarts = task.status is TaskStatus.REFUSED
     if restarts:
-        task = replace(task, status=TaskStatus.CREATED, status_message="", task_id=None, refused_by=(), raw="")
+        task = replace(task, status=TaskStatus.CREATED, status_message="", refused_by=(), raw="")
     if restarts or (lease.begins and not task.may_have_been_sent):
         task = replace(task, first_sent_at_ms=now_ms)
     # If the submitter dies, a poll looks for the task soon after the lease expires.

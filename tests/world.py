@@ -20,6 +20,7 @@ from receiver.app import ASYNCAPI
 from receiver.service import build_app
 from receiver.settings import ReceiverSettings, load_receiver_settings
 from submitter.event import CONTENT_TYPE
+from submitter.http import VendorHttp
 from submitter.ledger import Ledger, open_ledger
 from submitter.request import MotionControl
 from submitter.sandbox.app import create_sandbox, sandbox_class
@@ -159,6 +160,11 @@ class World:
     def faults(self, **faults: Any) -> None:
         for sandbox in self.sandboxes.values():
             sandbox.set_faults(Faults(**faults))
+
+    def create_with(self, http: VendorHttp) -> None:
+        """Send creates through another client, which is closed at the end."""
+        self.submitter.creator.http = http
+        self.stack.push_async_callback(http.close)
 
     async def skip_to_end(self, task: SubmittedTask) -> Task:
         """Skip time, in steps that leave the loops time to poll, until the task is settled; return it."""

@@ -1,12 +1,14 @@
 """Helpers that commands share: the event loop, JSON and table output, an open ledger."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+import socket
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any, TypeVar
 
 import click
 import msgspec
 
+from submitter.errors import InvalidRequest, Problem
 from submitter.ledger import Ledger, open_ledger
 from submitter.settings import Settings
 
@@ -34,6 +36,21 @@ def print_table(rows: list[dict[str, Any]], columns: tuple[str, ...], *, empty: 
     widths = [max(len(line[i]) for line in texts) for i in range(len(columns))]
     for line in texts:
         click.echo("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
+
+
+def unknown(field: str, value: str, known: Iterable[str], remedy: str) -> InvalidRequest:
+    """Return the error for a value that is none of `known`."""
+    return InvalidRequest([Problem(field, repr(value), f"one of {', '.join(known)}", remedy)])
+
+
+def bound(host: str, port: int) -> socket.socket:
+    """Return a listening socket; end the command if the address cannot be listened on."""
+    from receiver import server
+
+    try:
+        return server.bind(host, port)
+    except server.CannotListen as error:
+        raise click.ClickException(str(error)) from error
 
 
 async def with_ledger(settings: Settings, work: Callable[[Ledger], Awaitable[T]]) -> T:

@@ -1,9 +1,12 @@
 """`kling-relay doctor`: diagnostics of everything that a first callback needs, each with a remedy."""
 
 import asyncio
+import hashlib
 import sys
-from collections.abc import AsyncIterator, Iterator
+import tempfile
+from collections.abc import AsyncIterator, Iterator, Sequence
 from email.utils import parsedate_to_datetime
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import click
@@ -17,13 +20,16 @@ from receiver.signature import sign
 from submitter.callback_url import callback_url, redact
 from submitter.clock import Clock
 from submitter.egress import is_public, resolve
-from submitter.errors import LedgerUnavailable, RelayError
+from submitter.errors import InvalidRequest, InvalidSettings, LedgerUnavailable, RelayError
 from submitter.http import VendorHttp
 from submitter.ledger import open_ledger, without_password
+from submitter.media.store import open_media_store
 from submitter.settings import VendorSettings
 from submitter.vendors.base import HttpAnswer
+from submitter.vendors.reading import object_or_empty
 from submitter.vendors.registry import vendors
 
+VENDORS = "vendors"
 CLOCK_WARN_S, CLOCK_FAIL_S = 30, 240
 TEST_ID = "kling-relay-doctor"
 
@@ -44,9 +50,10 @@ def doctor(as_json: bool) -> None:
 
     Run it after every change of the settings, with the environment of `serve` and while `serve` runs.
     It checks the settings, the ledger, the keys, each vendor's credentials, the clock, the public URL
-    (by test callbacks, as a vendor sends them) and whether each hook is reachable.
+    (by a test callback, as a vendor sends it), the media store (by a small file that it publishes), and
+    whether each hook can be connected to.
 
-    It costs nothing: a vendor gets one free account query, and a hook gets no event.
+    It costs nothing: a vendor gets one free account query, and a hook gets no request.
 
     \b
       kling-relay doctor
@@ -59,15 +66,22 @@ def doctor(as_json: bool) -> None:
         print_json(findings)
     failed = sum(finding.state == "fail" for finding in findings)
     if not as_json:
-        checks = "1 check" if failed == 1 else f"{failed} checks"
-        click.echo(f"{checks} failed" if failed else "no check failed: ready for the first callback")
+        click.echo(_verdict(findings, failed))
     sys.exit(1 if failed else 0)
+
+
+def _verdict(findings: Sequence[Finding], failed: int) -> str:
+    if failed:
+        return "1 check failed" if failed == 1 else f"{failed} checks failed"
+    if any(finding.check == VENDORS for finding in findings):
+        return "no check failed, but nothing can be submitted or polled from here: no vendor has credentials"
+    return "no check failed: ready for the first callback"
 
 
 async def _run_checks(as_json: bool) -> list[Finding]:
     """Run every check, and print each finding at once unless JSON is wanted."""
     findings = []
-    async for finding in examine(load_receiver_settings(), Clock()):
+    async for finding in _findings():
         findings.append(finding)
         if not as_json:
             mark = {"ok": " ok ", "warn": "warn", "fail": "FAIL"}[finding.state]
@@ -75,6 +89,19 @@ async def _run_checks(as_json: bool) -> list[Finding]:
             if finding.remedy:
                 click.echo(f"       {finding.remedy}")
     return findings
+
+
+async def _findings() -> AsyncIterator[Finding]:
+    """Yield the findings; what ends the examination early is the last one."""
+    try:
+        async for finding in examine(load_receiver_settings(), Clock()):
+            yield finding
+    except (InvalidSettings, InvalidRequest) as error:
+        for problem in error.problems:
+            yield Finding("settings", "fail", f"{problem.field}: {problem.value} ({problem.limit})", problem.remedy)
+    except Exception as error:  # noqa: BLE001 - with --json, the answer is JSON whatever fails
+        reason = redact(str(error)) or type(error).__name__
+        yield Finding("doctor", "fail", reason, "Correct this, then run doctor again: later checks did not run.")
 
 
 async def examine(settings: ReceiverSettings, clock: Clock) -> AsyncIterator[Finding]:
@@ -89,10 +116,13 @@ async def examine(settings: ReceiverSettings, clock: Clock) -> AsyncIterator[Fin
     if not settings.common.vendors:
         remedies = " ".join(setup.credentials_remedy for setup in vendors().values())
         yield Finding(
-            "vendors", "warn", "no vendor has credentials: this environment can neither submit nor poll", remedies
+            VENDORS, "warn", "no vendor has credentials: this environment can neither submit nor poll", remedies
         )
+    for finding in _signatures(settings):
+        yield finding
     async for finding in _public_url(settings, clock):
         yield finding
+    yield await _media_store(settings, clock)
     if not settings.hooks:
         yield Finding("hooks", "warn", "no hooks", "Add [[hook]] tables to relay.toml to receive events.")
     for hook in settings.hooks:
@@ -150,10 +180,51 @@ async def _vendor(
     except RelayError as error:
         yield Finding(name, "fail", str(error), "Fix the cause in this message, then run doctor again.")
     yield _clock(name, answer.headers.get("date"), clock)
-    if vendor.vendor.signs_callbacks and not settings.secrets[name]:
-        variable = f"{name.upper()}_WEBHOOK_SECRET"
-        remedy = f"Create a Webhook Secret in the vendor's console, and set {variable}: signatures are a second proof."
-        yield Finding(f"{name} signature", "warn", "callbacks are authenticated by their secret URL alone", remedy)
+
+
+def _signatures(settings: ReceiverSettings) -> Iterator[Finding]:
+    """Say for each vendor of this environment what a callback must prove."""
+    for name, setup in vendors().items():
+        if name not in settings.common.vendors and not settings.secrets[name]:
+            continue
+        check, confirm = f"{name} callbacks", settings.confirm[name]
+        polled = {"never": "", "terminal": "; a query confirms each end", "always": "; a query confirms each"}[confirm]
+        by_url = f"their secret URL is the proof{polled}"
+        if settings.secrets[name]:
+            yield Finding(check, "ok", f"a signature is required{polled}")
+        elif setup.reader.signs_callbacks:
+            variable = f"{name.upper()}_WEBHOOK_SECRET"
+            remedy = f"Create a Webhook Secret in its console, and set {variable}: signatures are a second proof."
+            yield Finding(check, "warn", f"no signature is required: {by_url}", remedy)
+        elif setup.reader.callbacks is not False:
+            state = "ok" if confirm != "never" else "warn"
+            remedy = "" if state == "ok" else f'Set confirm = "terminal" in [vendor.{name}].'
+            yield Finding(check, state, f"this vendor signs none: {by_url}", remedy)
+
+
+async def _media_store(settings: ReceiverSettings, clock: Clock) -> Finding:
+    """Publish a small file, and fetch it as a vendor would."""
+    common = settings.common
+    if common.media_store is None:
+        remedy = "Set KLING_RELAY_MEDIA_STORE to submit local videos: a directory that `serve` publishes, or a bucket."
+        return Finding("media store", "ok", "none: local videos cannot be submitted, URLs can", remedy)
+    content = b"a file that kling-relay doctor publishes to check the media store\n"
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(content)
+        file.flush()
+        store = open_media_store(common.media_store, public_url=common.public_url, ring=common.ring, clock=clock)
+        url = await store.publish(Path(file.name), hashlib.sha256(content).hexdigest(), "txt")
+    try:
+        async with httpx.AsyncClient(timeout=10) as client:
+            answer = await client.get(url)
+        if answer.content == content:
+            where = common.media_store.partition("?")[0]
+            return Finding("media store", "ok", f"{where}: a published file can be fetched")
+        reason = f"HTTP {answer.status_code}"
+    except httpx.HTTPError as error:
+        reason = redact(str(error)) or type(error).__name__
+    remedy = "Vendors fetch it by the same URL. Check that `serve` runs with this setting, or the bucket's permissions."
+    return Finding("media store", "fail", f"a published file cannot be fetched: {reason}", remedy)
 
 
 def _clock(name: str, date: str | None, clock: Clock) -> Finding:
@@ -195,7 +266,7 @@ async def _public_url(settings: ReceiverSettings, clock: Clock) -> AsyncIterator
 
 
 async def _callback(settings: ReceiverSettings, clock: Clock, url: str) -> AsyncIterator[Finding]:
-    """Send two test callbacks to the public URL, one with a valid token and one with a wrong token."""
+    """Send a test callback to the public URL, as a vendor's console does, and ask whether the receiver is ready."""
     ring = settings.common.ring
     assert ring is not None
     now_ms = clock.now_ms()
@@ -207,16 +278,18 @@ async def _callback(settings: ReceiverSettings, clock: Clock, url: str) -> Async
     remedy = "Check that `kling-relay serve` runs, and that the proxy forwards POST /callbacks/... unchanged."
     try:
         async with httpx.AsyncClient(timeout=10) as client:
-            right, wrong = await asyncio.gather(
-                client.post(test, content=body, headers=headers),
-                client.post(test[:-2] + ("AA" if test[-2:] != "AA" else "BB"), content=body, headers=headers),
+            right, ready = await asyncio.gather(
+                client.post(test, content=body, headers=headers), client.get(f"{url}/readyz")
             )
     except httpx.HTTPError as error:
         reason = redact(str(error)) or type(error).__name__
         yield Finding("public URL", "fail", f"no response: {reason}", remedy)
         return
-    if right.status_code == 200 and right.headers.get("kling-relay-result") == "test" and wrong.status_code == 404:
+    if right.status_code == 200 and right.headers.get("kling-relay-result") == "test":
         yield Finding("public URL", "ok", f"{url} reaches this receiver, and the keys match")
+        if ready.status_code == 503:
+            seen = object_or_empty(ready.content).get("title", "no reason given")
+            yield Finding("receiver", "fail", f"not ready: {seen}", "See GET /readyz, and the log of `serve`.")
         yield Finding("console test", "ok", f"callback URL for the test in {vendor}'s console: {test}")
     elif right.status_code in (401, 403, 404) and "problem+json" in right.headers.get("content-type", ""):
         remedy = "Restart `serve` with the KLING_RELAY_KEYS and the webhook secret of this shell."
@@ -227,7 +300,7 @@ async def _callback(settings: ReceiverSettings, clock: Clock, url: str) -> Async
 
 
 async def _hook(name: str, settings: ReceiverSettings) -> Finding:
-    """Check that a hook is reachable, without sending it an event."""
+    """Check that a hook can be connected to, without sending it a request."""
     hook = next(hook for hook in settings.hooks if hook.name == name)
     check = f"hook {name}"
     destination = open_destination(hook, settings.common.allow_hosts)

@@ -1,6 +1,7 @@
 """Follow a task until it ends: progress line, result, exit status. For `submit --wait` and `tasks wait`."""
 
 import asyncio
+import os
 import sys
 from pathlib import Path
 
@@ -12,6 +13,16 @@ from submitter.event import task_data
 from submitter.ledger import Ledger
 from submitter.settings import Settings
 from submitter.task import SETTLED, Task, TaskStatus
+
+SECONDS = click.FloatRange(min=0)
+OUTPUT = click.Path(path_type=Path, dir_okay=False)
+
+
+def check_output(context: click.Context, parameter: click.Parameter, path: Path | None) -> Path | None:
+    """Refuse an output file that could not be written, before a task is paid for."""
+    if path is not None and not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
+        raise click.BadParameter(f"{str(path)!r} cannot be written: its folder must exist and be writable")
+    return path
 
 
 async def follow(settings: Settings, task: Task, timeout: float | None, output: Path | None, as_json: bool) -> int:

@@ -14,7 +14,6 @@ from submitter.errors import InvalidSettings, Problem
 from submitter.event import Event, cloud_event, timestamp
 from submitter.ledger.base import HookState
 from submitter.schedule import Backoff, PollPolicy
-from submitter.settings import load_settings
 from submitter.task import Task, TaskStatus, Video
 
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
@@ -109,7 +108,10 @@ def hooks_dead(name: str | None, limit: int, as_json: bool) -> None:
       kling-relay hooks dead
       kling-relay hooks dead billing --json
     """
-    found = run(with_ledger(load_settings(), lambda ledger: ledger.deliveries(hook=name, state="dead", limit=limit)))
+    settings = load_receiver_settings()
+    found = run(with_ledger(settings.common, lambda ledger: ledger.deliveries(hook=name, state="dead", limit=limit)))
+    if name is not None and not found:  # dead letters stay when their hook is removed from relay.toml
+        _hook(settings.hooks, name)
     rows = [
         {
             "hook": delivery.hook,

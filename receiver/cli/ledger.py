@@ -6,7 +6,7 @@ from receiver.cli.console import run, with_ledger
 from receiver.settings import load_receiver_settings
 from submitter.clock import Clock
 from submitter.errors import InvalidSettings, Problem
-from submitter.ledger import Ledger, open_ledger, without_password
+from submitter.ledger import Ledger, file_of, open_ledger, without_password
 from submitter.ledger.copying import CopyReport, copy
 from submitter.settings import load_settings
 
@@ -53,7 +53,13 @@ def ledger_copy(source: str, target: str) -> None:
     hooks = load_receiver_settings().hooks
 
     async def work() -> CopyReport:
-        opened = [open_ledger(source), open_ledger(target)]
+        path = file_of(source)
+        if path is not None and not path.is_file():
+            remedy = (
+                "Check the path. A relative one is sqlite:///relay.db, an absolute one sqlite:////var/lib/relay.db."
+            )
+            raise InvalidSettings([Problem("SOURCE", source, "a ledger file that exists", remedy)])
+        opened = [open_ledger(source, "SOURCE"), open_ledger(target, "TARGET")]
         try:
             return await _copy(opened[0], opened[1])
         finally:
@@ -61,6 +67,9 @@ def ledger_copy(source: str, target: str) -> None:
                 await ledger.close()
 
     async def _copy(from_ledger: Ledger, to_ledger: Ledger) -> CopyReport:
+        if not await from_ledger.tasks(limit=1):
+            remedy = "Check the URL: a ledger that does not exist is created empty."
+            raise InvalidSettings([Problem("SOURCE", without_password(source), "a ledger with tasks", remedy)])
         if await to_ledger.tasks(limit=1):
             problem = Problem(
                 "TARGET", without_password(target), "an empty ledger", "Choose another file, database or schema."

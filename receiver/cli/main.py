@@ -16,16 +16,16 @@ from receiver.cli.tasks import tasks
 from receiver.cli.vendors import vendors
 from submitter import log
 from submitter.callback_url import redact
-from submitter.errors import InvalidRequest, InvalidSettings, RelayError
+from submitter.errors import IdConflict, InvalidRequest, InvalidSettings, RelayError
 
 
 class Cli(click.Group):
-    """Print a RelayError on standard error, without a traceback. Exit with 2 for invalid input or settings, else 1."""
+    """Print a RelayError on standard error, without a traceback. Exit with 2 for input to correct, else 1."""
 
     def invoke(self, context: click.Context) -> Any:
         try:
             return super().invoke(context)
-        except (InvalidRequest, InvalidSettings) as error:
+        except (InvalidRequest, InvalidSettings, IdConflict) as error:
             click.echo(f"kling-relay: {error}", err=True)
             context.exit(2)
         except RelayError as error:

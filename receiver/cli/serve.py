@@ -2,13 +2,19 @@
 
 import click
 
-from receiver.cli.console import run
+from receiver.cli.console import bound, run
+from receiver.settings import ReceiverSettings
 from submitter import log
+from submitter.ledger import without_password
+
+ENDPOINTS = ("/callbacks", "/events", "/tick", "/healthz", "/readyz", "/metrics")
 
 
 @click.command()
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", default=8080, show_default=True, help="Port to listen on.")
+@click.option(
+    "--port", default=8080, show_default=True, type=click.IntRange(0, 65535), help="Port to listen on; 0 chooses one."
+)
 def serve(host: str, port: int) -> None:
     """Receive callbacks, notify hooks, poll vendors for overdue tasks.
 
@@ -23,22 +29,34 @@ def serve(host: str, port: int) -> None:
       kling-relay serve
       kling-relay serve --host 0.0.0.0 --port 8080
     """
-    import uvicorn
+    from receiver import server
+    from receiver.service import app
+    from receiver.settings import load_receiver_settings
 
-    from receiver import service
+    settings = load_receiver_settings()
+    with bound(host, port) as listening:
+        created = app(settings)
+        for line in describe(settings, server.url_of(listening)):
+            click.echo(line, err=True)
+        if not server.serve(created, listening):
+            raise click.ClickException("the server did not start; the reason is in the log above")
 
-    uvicorn.run(
-        service.app(),
-        host=host,
-        port=port,
-        log_level="warning",
-        access_log=False,  # access log lines contain the tokens of callback URLs
-        server_header=False,
-        proxy_headers=False,  # the client address is not used
-        # Longer than clients keep idle connections: a callback sent on one that the server closes is lost.
-        timeout_keep_alive=75,
-        timeout_graceful_shutdown=30,
-    )
+
+def describe(settings: ReceiverSettings, url: str) -> list[str]:
+    """Return what `serve` says at its start: where it listens, what it serves, how it is reached."""
+    common = settings.common
+    signed = [name for name, secrets in settings.secrets.items() if secrets]
+    off = [name for name, token in (("/tick", settings.tick_token), ("/events", settings.events_token)) if not token]
+    hooks = [hook.name for hook in settings.hooks]
+    reached = common.public_url or "KLING_RELAY_PUBLIC_URL is not set: tasks of this receiver get no callback URL"
+    return [
+        f"listening on {url}",
+        f"  reached by vendors at {reached}",
+        f"  callbacks: signatures are required of {', '.join(signed) or 'no vendor'}; secret URLs of all",
+        f"  off: {' '.join(off) or 'nothing'}; on: {' '.join(name for name in ENDPOINTS if name not in off)}",
+        f"  hooks: {', '.join(hooks) or 'none'}; notified by {settings.deliver}",
+        f"  ledger: {without_password(common.ledger)}; vendors to poll: {', '.join(common.vendors) or 'none'}",
+    ]
 
 
 @click.command()

@@ -8,14 +8,14 @@ import click
 import msgspec
 
 from receiver.cli.console import print_json, run
-from receiver.cli.follow import follow
+from receiver.cli.follow import OUTPUT, SECONDS, check_output, follow
 from submitter.callback_url import redact
 from submitter.errors import SubmissionUnknown
 from submitter.event import task_data
 from submitter.request import MotionControl
 from submitter.settings import load_settings
 from submitter.submit import Submitter
-from submitter.task import Task
+from submitter.task import Task, TaskStatus
 
 
 def _metadata(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
@@ -26,6 +26,13 @@ def _metadata(context: click.Context, parameter: click.Parameter, values: tuple[
             raise click.BadParameter(f"{value!r} is not KEY=VALUE")
         metadata[key] = text
     return metadata
+
+
+def _object(context: click.Context, parameter: click.Parameter, value: str | None) -> dict[str, Any] | None:
+    try:
+        return None if value is None else msgspec.json.decode(value, type=dict[str, Any])
+    except (msgspec.DecodeError, UnicodeError) as error:
+        raise click.BadParameter(f"{value!r:.80} is no JSON object: {error}") from error
 
 
 @click.command()
@@ -50,7 +57,15 @@ def _metadata(context: click.Context, parameter: click.Parameter, values: tuple[
 @click.option("--prompt", default="", help="Text prompt for the scene.")
 @click.option("--negative-prompt", default="", help="Text prompt for what to avoid, for vendors that support it.")
 @click.option("--sound/--no-sound", default=True, show_default=True, help="Keep the sound of the reference video.")
-@click.option("--element-id", help="Id of one element (only kling-v3 with --orientation video).")
+@click.option(
+    "--element-id",
+    help="Id of an element of Kling's library, for kling-v3 with --orientation video; cite it as <<<element_1>>>.",
+)
+@click.option(
+    "--element",
+    callback=_object,
+    help="An element as a JSON object, for Oxen.ai with --orientation video; cite it as @Element1.",
+)
 @click.option("--watermark", is_flag=True, help="Render a watermarked copy as well.")
 @click.option(
     "--external-task-id", help="Idempotency key: repeating it never creates a second task. Default: a UUIDv7."
@@ -63,8 +78,8 @@ def _metadata(context: click.Context, parameter: click.Parameter, values: tuple[
 )
 @click.option("--no-callback", is_flag=True, help="Use polling only; needs no public URL.")
 @click.option("--wait", is_flag=True, help="Wait until the task ends; exit status 0 only for succeed.")
-@click.option("--timeout", type=float, help="Seconds to wait at most (with --wait).")
-@click.option("--output", type=click.Path(path_type=Path), help="File to save the result video to (with --wait).")
+@click.option("--timeout", type=SECONDS, help="Seconds to wait at most (with --wait).")
+@click.option("--output", type=OUTPUT, callback=check_output, help="File to save the result video to (with --wait).")
 @click.option("--dry-run", is_flag=True, help="Print the request to the vendor without sending it.")
 @click.option("--json", "as_json", is_flag=True, help="Print the task as JSON, like `data` of its events.")
 def submit(
@@ -101,8 +116,9 @@ def submit(
     request = MotionControl(
         image=image, video=video, character_orientation=orientation, keep_original_sound=sound, **rest
     )
-    if output is not None and not wait:
-        raise click.UsageError("--output needs --wait: without --wait there is no result to save yet")
+    for name, value in (("--output", output), ("--timeout", timeout)):
+        if value is not None and not wait:
+            raise click.UsageError(f"{name} needs --wait: without it, the task is submitted and not waited for")
     sys.exit(run(_submit(request, not no_callback, wait, timeout, output, dry_run, as_json)))
 
 
@@ -137,12 +153,14 @@ async def _submit(
 
 
 def _show(task: Task, as_json: bool) -> int:
+    has_failed = task.status is TaskStatus.FAILED  # the vendor may say so in answer to the create
     if as_json:
         print_json(task_data(task))
     else:
         click.echo(f"{task.status.value}  task_id {task.task_id}")
-        click.echo(f"wait for the result: kling-relay tasks wait {task.external_task_id}", err=True)
-    return 0
+        hint = task.status_message if has_failed else "wait for the result: kling-relay tasks wait "
+        click.echo(hint if has_failed else hint + task.external_task_id, err=True)
+    return 1 if has_failed else 0
 
 
 def _print_request(method: str, url: str, body: bytes) -> None:

@@ -1,4 +1,4 @@
-"""`kling-relay tasks`: list, show, wait, retry, resolve a create without an answer (adopt), total the costs."""
+"""`kling-relay tasks`: list, show, wait, refresh, retry, adopt, read the quarantine, total the costs."""
 
 import sys
 from pathlib import Path
@@ -7,22 +7,25 @@ from typing import Any
 import click
 import msgspec
 
-from receiver.cli.console import print_json, print_table, run, with_ledger
-from receiver.cli.follow import follow
+from receiver.cli.console import print_json, print_table, run, unknown, with_ledger
+from receiver.cli.follow import OUTPUT, SECONDS, check_output, follow
 from submitter.clock import Clock
 from submitter.costs import Total, totals
+from submitter.errors import InvalidRequest, Problem, TaskNotFound
 from submitter.event import Event, task_data, timestamp
 from submitter.ledger import Ledger
+from submitter.refresh import Refreshed
 from submitter.settings import load_settings
 from submitter.submit import Submitter
 from submitter.task import Task, TaskStatus, Video
+from submitter.vendors.registry import vendors as installed
 
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 
 
 @click.group()
 def tasks() -> None:
-    """List, show, wait for, retry and resolve tasks; total their costs."""
+    """List, show, wait for, refresh, retry and resolve tasks; total their costs."""
 
 
 @tasks.command("list")
@@ -42,12 +45,19 @@ def tasks_list(status: str | None, vendor: str | None, limit: int, before: str |
       kling-relay tasks list --vendor novita --limit 100 --json
     """
     only = None if status is None else TaskStatus(status)
-    found = run(
-        with_ledger(
-            load_settings(),
-            lambda ledger: ledger.tasks(status=only, vendor=vendor, before_id=before, limit=limit),
-        )
-    )
+    settings = load_settings()
+    if vendor is not None and vendor not in installed():
+        raise unknown("vendor", vendor, installed(), "Choose one of them.")
+
+    async def read(ledger: Ledger) -> list[Task]:
+        try:
+            return await ledger.tasks(status=only, vendor=vendor, before_id=before, limit=limit)
+        except TaskNotFound as error:
+            remedy = "Copy the id from the last row of the page before."
+            problem = Problem("--before", repr(before), "the id of a task in this ledger", remedy)
+            raise InvalidRequest([problem]) from error
+
+    found = run(with_ledger(settings, read))
     rows = [task_data(task) for task in found]
     if as_json:
         print_json(rows)
@@ -58,44 +68,36 @@ def tasks_list(status: str | None, vendor: str | None, limit: int, before: str |
 
 @tasks.command("show")
 @click.argument("external_task_id")
+@click.option("--raw", is_flag=True, help="Print the last body that the vendor sent about the task, and nothing else.")
 @AS_JSON
-def tasks_show(external_task_id: str, as_json: bool) -> None:
+def tasks_show(external_task_id: str, raw: bool, as_json: bool) -> None:
     """Show one task: state, result, cost, request and events.
 
     \b
       kling-relay tasks show order-42
       kling-relay tasks show order-42 --json     like `data` of its events
+      kling-relay tasks show order-42 --raw      with the fields that kling-relay does not know
     """
 
     async def read(ledger: Any) -> tuple[Task, list[Event]]:
         return await ledger.get(external_task_id), await ledger.events(external_task_id)
 
     task, events = run(with_ledger(load_settings(), read))
+    if raw:
+        if not task.raw:
+            raise click.ClickException(f"{external_task_id}: the vendor has not reported anything yet")
+        click.echo(task.raw)
+        return
     if as_json:
         print_json(task_data(task))
-        return
-    for name, value in task_data(task).items():
-        if name not in ("videos", "cost", "metadata"):
-            click.echo(f"{name:<18}{value or ''}")
-    for video in task.videos:
-        _show_video(video)
-    for refused_by in task.refused_by:
-        click.echo(f"{'refused by':<18}{refused_by.vendor}: {refused_by.reason}")
-    for charge in task.cost:
-        click.echo(f"{'cost':<18}{charge.amount} {charge.currency or charge.kind}")
-    for group in ("metadata", "request"):
-        for name, value in getattr(task, group).items():
-            click.echo(f"{group + '.' + name:<34}{value}")
-    if task.poll_at_ms is not None:
-        click.echo(f"{'next poll':<18}{timestamp(task.poll_at_ms)}")
-    for event in events:
-        click.echo(f"{'event':<18}{timestamp(event.time_ms)}  {event.type:<24}{event.id}")
+    else:
+        _show_task(task, events)
 
 
 @tasks.command("wait")
 @click.argument("external_task_id")
-@click.option("--timeout", type=float, help="Seconds to wait at most. Default: no limit.")
-@click.option("--output", type=click.Path(path_type=Path), help="File to save the result video to.")
+@click.option("--timeout", type=SECONDS, help="Seconds to wait at most. Default: no limit.")
+@click.option("--output", type=OUTPUT, callback=check_output, help="File to save the result video to.")
 @AS_JSON
 def tasks_wait(external_task_id: str, timeout: float | None, output: Path | None, as_json: bool) -> None:
     """Wait until a task ends, and print its result.
@@ -112,20 +114,59 @@ def tasks_wait(external_task_id: str, timeout: float | None, output: Path | None
     sys.exit(run(follow(settings, task, timeout, output, as_json)))
 
 
+@tasks.command("refresh")
+@click.argument("external_task_ids", nargs=-1, required=True, metavar="EXTERNAL_TASK_ID...")
+@AS_JSON
+def tasks_refresh(external_task_ids: tuple[str, ...], as_json: bool) -> None:
+    """Ask the vendor about tasks now, and apply what it says.
+
+    Use it for a task that was abandoned or whose submission is unknown: it gets its true state. For a
+    finished task it renews the result URLs, where the vendor gives new ones (Novita, Highway).
+
+    \b
+      kling-relay tasks refresh order-42
+      kling-relay tasks refresh order-42 order-43 --json
+
+    Exit status: 0 the vendor answered, 1 it did not answer, 2 a task cannot be asked about.
+    """
+
+    async def refresh() -> list[Refreshed]:
+        async with Submitter.from_settings() as submitter:
+            return await submitter.refresh(*external_task_ids)
+
+    found = run(refresh())
+    rows = [
+        {
+            "external_task_id": one.task.external_task_id,
+            "outcome": one.outcome,
+            "status": one.task.status.value,
+            "vendor_says": one.message,
+        }
+        for one in found
+    ]
+    if as_json:
+        print_json([row | {"task": task_data(one.task)} for row, one in zip(rows, found, strict=True)])
+    else:
+        print_table(rows, ("external_task_id", "outcome", "status", "vendor_says"), empty="")
+    outcomes = {one.outcome for one in found}
+    sys.exit(2 if "not_asked" in outcomes else 1 if "no_answer" in outcomes else 0)
+
+
 @tasks.command("retry")
 @click.argument("external_task_id")
 @click.option(
     "--external-task-id", "new_id", help="Id of the new task, for a failed or abandoned one. Default: a UUIDv7."
 )
-@click.option("--absent", is_flag=True, help="State that the vendor's console shows no such task.")
+@click.option("--absent", is_flag=True, help="State that the vendor's console shows no such task, or a failed one.")
 @AS_JSON
 def tasks_retry(external_task_id: str, new_id: str | None, absent: bool, as_json: bool) -> None:
-    """Submit the request of a failed or unanswered task again.
+    """Submit the request of a refused, failed, abandoned or unanswered task again.
 
-    A failed or abandoned task is submitted under a new id. A task whose create got no answer
-    (created, submission_unknown) keeps its id: it is sent again only if the vendor confirms that it
-    does not exist. Novita, Highway, AIHubMax and Oxen.ai cannot be queried by your id: look into
-    their console. If the task is there, use `tasks adopt`; if it is not, use --absent.
+    A failed task is submitted under a new id. An abandoned one too, but only if the vendor, asked
+    first, says that it failed or does not exist. A refused task, and one whose create got no answer
+    (created, submission_unknown), keeps its id: the latter is sent again only if the vendor confirms
+    that it does not exist. Novita, Highway, AIHubMax and Oxen.ai cannot be queried by your id: look
+    into their console. If the task is there, use `tasks adopt`; if it is not, use --absent.
 
     \b
       kling-relay tasks retry order-42
@@ -147,7 +188,8 @@ def tasks_adopt(external_task_id: str, task_id: str, as_json: bool) -> None:
     """Assign the vendor's TASK_ID to a task without one.
 
     Use it for a task in submission_unknown, whose create got no answer, when the vendor's console
-    shows that the vendor created it. Copy TASK_ID from there: the task is polled by it from then on.
+    shows that the vendor created it: copy TASK_ID from there. The vendor is asked for it first, and the
+    task takes over what it says. It works for created, abandoned and refused tasks too.
 
     \b
       kling-relay tasks adopt order-42 893605946402811985
@@ -158,6 +200,39 @@ def tasks_adopt(external_task_id: str, task_id: str, as_json: bool) -> None:
             return (await submitter.adopt(external_task_id, task_id)).task
 
     _show_short(run(adopt()), as_json)
+
+
+@tasks.command("quarantine")
+@click.argument("external_task_id", required=False)
+@click.option("--limit", default=20, show_default=True, type=click.IntRange(1, 10_000), help="Bodies to list at most.")
+@AS_JSON
+def tasks_quarantine(external_task_id: str | None, limit: int, as_json: bool) -> None:
+    """Show authentic bodies that could not be parsed, newest first; with an id, those of one task.
+
+    The vendor was polled instead, so no state is lost. If a body has a status or a field that
+    kling-relay does not know, open an issue. `ledger prune` deletes old ones.
+
+    \b
+      kling-relay tasks quarantine
+      kling-relay tasks quarantine order-42 --json
+    """
+    found = run(with_ledger(load_settings(), lambda ledger: ledger.quarantined(limit, external_task_id)))
+    rows = [
+        {
+            "received_at": timestamp(entry.received_at_ms),
+            "vendor": entry.vendor,
+            "external_task_id": entry.external_task_id,
+            "times": entry.times,
+            "reason": entry.reason,
+            "body": entry.body.decode(errors="backslashreplace"),
+        }
+        for entry in found
+    ]
+    if as_json:
+        print_json(rows)
+    else:
+        columns = ("received_at", "vendor", "external_task_id", "times", "reason", "body")
+        print_table(rows, columns, empty="nothing is quarantined")
 
 
 @tasks.command("costs")
@@ -173,6 +248,8 @@ def tasks_costs(days: int, vendor: str | None, as_json: bool) -> None:
     \b
       kling-relay tasks costs --days 7 --vendor kling
     """
+    if vendor is not None and vendor not in installed():
+        raise unknown("vendor", vendor, installed(), "Choose one of them.")
     since_ms = Clock().now_ms() - days * 86_400_000
 
     async def read(ledger: Ledger) -> list[Total]:
@@ -192,9 +269,32 @@ def tasks_costs(days: int, vendor: str | None, as_json: bool) -> None:
         print_table(rows, ("day", "vendor", "tasks", "amount", "unit"), empty=f"no costs in {days} days")
 
 
+def _show_task(task: Task, events: list[Event]) -> None:
+    for name, value in task_data(task).items():
+        if name not in ("videos", "cost", "metadata"):
+            click.echo(f"{name:<18}{value or ''}")
+    for video in task.videos:
+        _show_video(video)
+    for refused_by in task.refused_by:
+        click.echo(f"{'refused by':<18}{refused_by.vendor}: {refused_by.reason}")
+    for charge in task.cost:
+        source = f" ({charge.source})" if charge.source else ""
+        click.echo(f"{'cost':<18}{charge.amount} {charge.currency or charge.kind}{source}")
+    for group in ("metadata", "request"):
+        for name, value in getattr(task, group).items():
+            click.echo(f"{group + '.' + name:<34}{value}")
+    if task.poll_at_ms is not None:
+        click.echo(f"{'next poll':<18}{timestamp(task.poll_at_ms)}")
+    for event in events:
+        click.echo(f"{'event':<18}{timestamp(event.time_ms)}  {event.type:<24}{event.id}")
+
+
 def _show_video(video: Video) -> None:
     expiry = "" if video.expires_at_ms is None else f", until {timestamp(video.expires_at_ms)}"
-    click.echo(f"{'video':<18}{video.url} ({video.duration or '?'} s{expiry})")
+    id = f", id {video.id}" if video.id else ""
+    click.echo(f"{'video':<18}{video.url} ({video.duration or '?'} s{expiry}{id})")
+    if video.watermark_url:
+        click.echo(f"{'watermarked':<18}{video.watermark_url}")
     for copy in filter(None, (video.archived, video.archived_watermark)):
         click.echo(f"{'archived':<18}{copy.url} (sha256 {copy.sha256})")
 

@@ -31,8 +31,11 @@ LIMITS = BatchLimits(event_bytes=1_000_000, events=100, request_bytes=1_000_000)
 class EventGridDestination:
     """One custom topic or namespace topic."""
 
-    def __init__(self, client: httpx.AsyncClient, url: str, key_header: dict[str, str] | None) -> None:
+    def __init__(
+        self, client: httpx.AsyncClient, url: str, key_header: dict[str, str] | None, allow_hosts: frozenset[str]
+    ) -> None:
         self._client = client
+        self._allow_hosts = allow_hosts
         self._url = url
         self._key_header = key_header
         self._entra = Entra(SCOPE) if key_header is None else None
@@ -54,7 +57,7 @@ class EventGridDestination:
         return [Outcome(outcome.is_delivered, outcome.answer, outcome.retry_after_s)] * len(events)
 
     async def reach(self) -> str | None:
-        return await reach(self._client, self._url)
+        return await reach(self._url, self._allow_hosts)
 
     async def close(self) -> None:
         await self._batches.close()
@@ -77,4 +80,5 @@ def open(hook: Hook, allow_hosts: frozenset[str]) -> EventGridDestination:
     else:
         found = f"eventgrid://{address.host}{address.parts.path}"
         raise invalid_hook(hook, "url", found, URL_FORMAT, "Use no path, or /topics/name.")
-    return EventGridDestination(open_client(hook, allow_hosts), url, key_header if address.key else None)
+    client = open_client(hook, allow_hosts)
+    return EventGridDestination(client, url, key_header if address.key else None, allow_hosts)

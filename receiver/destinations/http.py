@@ -29,7 +29,7 @@ from receiver.destinations.cloudevents import encode, traceparent
 from receiver.destinations.outcome import Outcome
 from receiver.hook import Hook
 from receiver.signature import sign
-from submitter.egress import AddressForbidden, guarded_client
+from submitter.egress import AddressForbidden, connect, guarded_client
 from submitter.event import Event
 
 BODY_MAX_BYTES = 1024 * 1024
@@ -40,9 +40,10 @@ RETRY_AFTER_MAX_S = 86400.0
 class HttpDestination:
     """One HTTP endpoint, with its own connection pool."""
 
-    def __init__(self, hook: Hook, client: httpx.AsyncClient) -> None:
+    def __init__(self, hook: Hook, client: httpx.AsyncClient, allow_hosts: frozenset[str]) -> None:
         self._hook = hook
         self._client = client
+        self._allow_hosts = allow_hosts
 
     async def send(self, event: Event, now_s: float) -> Outcome:
         encoded = encode(event, self._hook.mode)
@@ -57,7 +58,7 @@ class HttpDestination:
         return outcome
 
     async def reach(self) -> str | None:
-        return await reach(self._client, self._hook.url)
+        return await reach(self._hook.url, self._allow_hosts)
 
     async def close(self) -> None:
         await self._client.aclose()
@@ -65,7 +66,7 @@ class HttpDestination:
 
 def open(hook: Hook, allow_hosts: frozenset[str]) -> HttpDestination:
     """Return the destination of a hook. It reaches public addresses, and the hosts in `allow_hosts`."""
-    return HttpDestination(hook, open_client(hook, allow_hosts))
+    return HttpDestination(hook, open_client(hook, allow_hosts), allow_hosts)
 
 
 def open_client(hook: Hook, allow_hosts: frozenset[str]) -> httpx.AsyncClient:
@@ -112,13 +113,13 @@ async def _read(response: httpx.Response, timeout_s: float) -> bytes:
     return body
 
 
-async def reach(client: httpx.AsyncClient, url: str) -> str | None:
-    """Return None if the server answers a HEAD request, whatever the status, or the error if it does not."""
+async def reach(url: str, allow_hosts: frozenset[str]) -> str | None:
+    """Return None if the URL's server can be connected to, or the error if not. No request is sent."""
     try:
-        async with client.stream("HEAD", url):
-            return None
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        return str(error) or type(error).__name__
+        await connect(url, allow_hosts)
+    except httpx.ConnectError as error:
+        return str(error)
+    return None
 
 
 def read_retry_after(value: str | None, now_s: float) -> float | None:

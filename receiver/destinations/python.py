@@ -53,9 +53,10 @@ def open(hook: Hook, allow_hosts: frozenset[str]) -> PythonDestination:
         raise invalid_hook(hook, "url", repr(hook.url), limit, remedy)
     try:
         function = getattr(import_module(module), name)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # importing user code can raise anything
+        reason = f"cannot be imported: {type(error).__name__}: {error}"
         remedy = "Check the names, and install the package where `serve` runs."
-        raise invalid_hook(hook, "url", repr(hook.url), f"cannot be imported: {error}", remedy) from error
+        raise invalid_hook(hook, "url", repr(hook.url), reason, remedy) from error
     if not callable(function):
         raise invalid_hook(hook, "url", repr(hook.url), f"{name} is a {type(function).__name__}", "Name a function.")
     return PythonDestination(function)

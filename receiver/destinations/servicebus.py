@@ -39,7 +39,16 @@ TOKEN_LIFETIME_S = 900
 class ServiceBusDestination:
     """One queue or topic."""
 
-    def __init__(self, hook: Hook, client: httpx.AsyncClient, url: str, resource: str, key: tuple[str, str] | None):
+    def __init__(
+        self,
+        hook: Hook,
+        client: httpx.AsyncClient,
+        url: str,
+        resource: str,
+        key: tuple[str, str] | None,
+        allow_hosts: frozenset[str],
+    ):
+        self._allow_hosts = allow_hosts
         self._hook = hook
         self._client = client
         self._url = url
@@ -72,7 +81,7 @@ class ServiceBusDestination:
         return shared_access_signature(self._resource, *self._key, int(now_s) + TOKEN_LIFETIME_S)
 
     async def reach(self) -> str | None:
-        return await reach(self._client, self._url)
+        return await reach(self._url, self._allow_hosts)
 
     async def close(self) -> None:
         await self._client.aclose()
@@ -101,4 +110,5 @@ def open(hook: Hook, allow_hosts: frozenset[str]) -> ServiceBusDestination:
         f"{address.endpoint}/{queue}",
         f"https://{address.host}/{queue}",
         credentials,
+        allow_hosts,
     )

@@ -189,8 +189,8 @@ class Tasks(Protocol):
     ) -> list[Task]:
         """Return up to `limit` tasks, newest first: by `created_at_ms`, then by id.
 
-        `before_id` is the last id of the previous page. A listing may miss the latest changes where
-        an engine's index lags (DynamoDB).
+        `before_id` is the last id of the previous page; an unknown one raises TaskNotFound. A listing
+        may miss the latest changes where an engine's index lags (DynamoDB).
         """
         ...
 
@@ -288,8 +288,8 @@ class Outbox(Protocol):
 class Maintenance(Protocol):
     """Operations: list the quarantine, copy to another engine, prune, count, close."""
 
-    async def quarantined(self, limit: int) -> list[Quarantined]:
-        """Return up to `limit` quarantined bodies, newest first."""
+    async def quarantined(self, limit: int, external_task_id: str | None = None) -> list[Quarantined]:
+        """Return up to `limit` quarantined bodies, newest first; with an id, only those of that task."""
         ...
 
     async def ids(self, after_id: str | None, limit: int) -> list[str]:

@@ -1,5 +1,6 @@
 """Ledger factory: opens the engine that a URL names (SQLite, PostgreSQL, DynamoDB)."""
 
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from submitter.errors import InvalidSettings, Problem
@@ -15,8 +16,13 @@ def without_password(url: str) -> str:
     return f"{parts.scheme}://{user}{host[2]}{parts.path}"
 
 
-def open_ledger(url: str) -> Ledger:
-    """Open the ledger that `url` names; raise InvalidSettings.
+def file_of(url: str) -> Path | None:
+    """Return the file of a SQLite ledger's URL; None for another engine."""
+    return Path(url.removeprefix("sqlite:///")) if url.startswith("sqlite:///") else None
+
+
+def open_ledger(url: str, field: str = "KLING_RELAY_LEDGER") -> Ledger:
+    """Open the ledger that `url` names; raise InvalidSettings, which names the `field` that the URL comes from.
 
     `sqlite:///relative.db` or `sqlite:////absolute.db`; `postgresql://user:password@host/database?schema=...`;
     `dynamodb://table?region=...`.
@@ -35,10 +41,10 @@ def open_ledger(url: str) -> Ledger:
             from submitter.ledger.postgres.ledger import PostgresLedger
         except ImportError as error:
             remedy = f"Install it: {install_command('postgres')}."
-            problem = Problem("KLING_RELAY_LEDGER", f"{scheme}://", f"needs the extra `postgres` ({error})", remedy)
+            problem = Problem(field, f"{scheme}://", f"needs the extra `postgres` ({error})", remedy)
             raise InvalidSettings([problem]) from error
 
         return PostgresLedger(url)
     remedy = "Use sqlite:///relay.db, sqlite:////an/absolute/path.db, or one of the other schemes."
     limit = "sqlite:///path, postgresql://user:password@host/database or dynamodb://table?region=..."
-    raise InvalidSettings([Problem("KLING_RELAY_LEDGER", f"scheme {scheme!r}", limit, remedy)])
+    raise InvalidSettings([Problem(field, f"scheme {scheme!r}", limit, remedy)])

@@ -249,6 +249,9 @@ class Sandbox(ABC):
             self.by_external_id[request.external_id] = job
         self.counts["created"] += 1
         log.info("sandbox.created", vendor=self.name, task_id=job.id, external_task_id=request.external_id)
+        if self._dice.happens(self.faults.create_failed):
+            job.status, job.message = "failed", self.faults.fail_reason
+            return job
         running = asyncio.create_task(self._run(job, rules, checked))
         self._running.add(running)
         running.add_done_callback(self._running.discard)

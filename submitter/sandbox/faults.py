@@ -16,7 +16,8 @@ class Faults(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     before its `processing`, `forge` sends forged ones besides the true one (with a wrong URL, and with
     a wrong signature), `delay_s` delays each by seconds, `hang_up` closes the stream after an event.
     Create: `create_late` answers `late_s` seconds after accepting, `create_5xx` answers 500 after
-    accepting, `create_never` accepts and does not answer, `refuse` refuses every create for a reason:
+    accepting, `create_never` accepts and does not answer, `create_failed` accepts and answers that the
+    task has failed already, with `fail_reason`, `refuse` refuses every create for a reason:
     balance, permission, capacity, rate or maintenance. Results: `no_url` succeeds without a URL,
     `fail` fails with `fail_reason`, `forget` removes an ended task (queries for it get 404),
     `expire_s` is how many seconds a result can be downloaded. `seed` makes the draws repeatable.
@@ -31,6 +32,7 @@ class Faults(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     late_s: Seconds = 5
     create_5xx: Rate = 0
     create_never: Rate = 0
+    create_failed: Rate = 0
     refuse: Literal["", "balance", "permission", "capacity", "rate", "maintenance"] = ""
     no_url: Rate = 0
     fail: Rate = 0

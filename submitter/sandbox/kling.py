@@ -151,6 +151,7 @@ class KlingSandbox(Sandbox):
             "task_id": job.id,
             "task_info": {"external_task_id": job.request.external_id or ""},
             "task_status": job.status,
+            "task_status_msg": job.message,
             "created_at": job.created_ms,
             "updated_at": job.updated_ms,
         }

@@ -183,6 +183,7 @@ def created_v2(job: Job) -> dict[str, Any]:
     return {
         "id": job.id,
         "status": job.status,
+        "message": job.message,
         "create_time": job.created_ms,
         "update_time": job.updated_ms,
         "external_id": job.request.external_id or "",

@@ -110,7 +110,7 @@ class OxenSandbox(Sandbox):
             RULES,
             checks_late=True,
         )
-        return {"generations": [{"generation_id": job.id, "status": "queued"}]}
+        return {"generations": [self._generation(job)]}
 
     async def _list(self, request: Request) -> dict[str, Any]:
         """List the active generations; an ended one is queried by its id."""

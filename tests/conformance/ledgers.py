@@ -119,6 +119,8 @@ class LedgerSuite:
         failed = await ledger.tasks(status=TaskStatus.FAILED, vendor="kling", limit=9)
         assert [found.external_task_id for found in failed] == ["t3"]
         assert await ledger.tasks(vendor="novita", limit=9) == []
+        with pytest.raises(TaskNotFound):
+            await ledger.tasks(limit=9, before_id="missing")
 
     async def test_a_poll_is_leased_to_one_worker_until_the_lease_expires(self, opened: Open) -> None:
         ledger, other = opened(), opened()
@@ -276,8 +278,13 @@ class LedgerSuite:
         ledger = opened()
         for body in (b"\xff\x00", b"{}", b"{}"):
             await ledger.quarantine(Quarantined("a", "kling", NOW, "unknown status", body))
+        await ledger.quarantine(Quarantined("b", "kling", NOW + 1, "unknown status", b"other"))
+        assert [entry.body for entry in await ledger.quarantined(1)] == [b"other"]
+        assert {entry.body: entry.times for entry in await ledger.quarantined(10, "a")} == {b"\xff\x00": 1, b"{}": 2}
+        assert len(await ledger.quarantined(1, "a")) == 1
+        assert await ledger.quarantined(10, "c") == []
         kept = {entry.body: entry.times for entry in await ledger.quarantined(10)}
-        assert kept == {b"\xff\x00": 1, b"{}": 2}
+        assert kept == {b"\xff\x00": 1, b"{}": 2, b"other": 1}
 
     async def test_records_are_paged_and_loaded_into_an_empty_ledger(
         self, opened: Open, empty: Callable[[], Ledger]

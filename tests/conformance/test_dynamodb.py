@@ -30,7 +30,7 @@ from tests.conformance.dynamodb_faults import Fault, FaultyProxy, faulty_proxy, 
 from tests.conformance.ledgers import ALL, NOW, LedgerSuite, Open, report, succeed, task
 from tests.conftest import use_aws
 
-LOCAL = os.environ.get("KLING_RELAY_TEST_DYNAMODB")
+LOCAL = os.environ.get("TEST_DYNAMODB_URL")
 """The URL of DynamoDB Local (optional): the tests run on it too."""
 
 

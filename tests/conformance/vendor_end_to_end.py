@@ -47,7 +47,7 @@ class EndToEnd:
         adapter = world.settings.common.vendors[self.vendor].vendor
         for number, fault in enumerate(({"create_5xx": 1.0}, {"create_never": 1.0})):
             world.faults(**fault)
-            world.submitter.creator.http = VendorHttp(answer_timeout_s=1)
+            world.create_with(VendorHttp(answer_timeout_s=1))
             request = world.request(vendor=self.vendor, external_task_id=f"order-{number}")
             if adapter.limits.own_id:
                 await world.submitter.submit(request)
@@ -63,7 +63,6 @@ class EndToEnd:
             done = await task.result(timeout=60)
             assert done.status is TaskStatus.SUCCEED
             assert sandbox.counts["created"] == number + 1
-            await world.submitter.creator.http.close()
 
     @pytest.mark.parametrize("kind", ["balance", "permission"])
     async def test_a_definite_refusal_fails_over_to_the_next_vendor(self, world: World, kind: Any) -> None:

@@ -50,7 +50,7 @@ CURRENT = {page: text for page, text in PAGES.items() if page != "CHANGELOG.md"}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 EXTRAS = PROJECT["project"]["optional-dependencies"]
 SETTINGS = {f"KLING_RELAY_{name.upper()}" for name in (*COMMON, *RECEIVER)} | {"KLING_RELAY_CONFIG"}
-OF_TESTS = {"KLING_RELAY_TEST_DYNAMODB"}
+OF_TESTS = {"TEST_DYNAMODB_URL"}
 
 
 # -- the start page -------------------------------------------------------------------------------

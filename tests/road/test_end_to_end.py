@@ -152,7 +152,7 @@ async def test_a_create_without_a_clear_answer_is_looked_up_and_adopted(
         world.use_v1()
     world.faults(**fault)
     await world.start()
-    world.submitter.creator.http = VendorHttp(answer_timeout_s=1)
+    world.create_with(VendorHttp(answer_timeout_s=1))
     task = await world.submitter.submit(world.request())
     done = await task.result(timeout=60)
     assert done.status is TaskStatus.SUCCEED
@@ -173,7 +173,7 @@ async def test_a_create_that_never_arrived_is_sent_again_with_the_same_id(world:
         return await run(request, fresh=fresh)
 
     http.run = lose_the_first  # type: ignore[method-assign]
-    world.submitter.creator.http = http
+    world.create_with(http)
     task = await world.submitter.submit(world.request())
     done = await task.result(timeout=60)
     assert done.status is TaskStatus.SUCCEED
@@ -195,7 +195,7 @@ async def test_a_create_with_an_unknown_outcome_is_settled_by_its_callback(world
     http = VendorHttp()
     run = http.run
     http.run = lose_every_answer  # type: ignore[method-assign]
-    world.submitter.creator.http = http
+    world.create_with(http)
     world.faults(drop=1)
     with pytest.raises(SubmissionUnknown, match="it is not sent again"):
         await world.submitter.submit(world.request(external_task_id="order-7"))

@@ -12,6 +12,9 @@ from hypothesis import strategies as st
 from submitter.errors import InvalidRequest
 from submitter.request import ID_PATTERN, MotionControl
 from submitter.request_event import id_of, read_event, read_eventbridge, read_http, read_sqs
+from submitter.vendors.registry import limits_by_vendor
+
+LIMITS = limits_by_vendor()
 
 DATA = {"image": "https://x.example/a.png", "video": "https://x.example/b.mp4", "character_orientation": "video"}
 EVENT = {"specversion": "1.0", "type": "task.requested", "source": "/shop", "id": "order-1", "data": DATA}
@@ -25,12 +28,12 @@ json_values = st.recursive(
 
 def test_every_field_of_a_request_is_parsed() -> None:
     data: Any = DATA | {"mode": "pro", "prompt": "on a beach", "metadata": {"order": "1"}, "vendor": "kling,novita"}
-    found = read_event(EVENT | {"data": data})
+    found = read_event(EVENT | {"data": data}, LIMITS)
     assert found == MotionControl(**data, external_task_id="order-1")
-    assert read_event(EVENT | {"data": data | {"external_task_id": "mine"}}).external_task_id == "mine"
+    assert read_event(EVENT | {"data": data | {"external_task_id": "mine"}}, LIMITS).external_task_id == "mine"
     encoded = base64.b64encode(msgspec.json.encode(DATA)).decode()
     bare = {name: value for name, value in EVENT.items() if name != "data"}
-    assert read_event(bare | {"data_base64": encoded}) == read_event(EVENT)
+    assert read_event(bare | {"data_base64": encoded}, LIMITS) == read_event(EVENT, LIMITS)
 
 
 @pytest.mark.parametrize(
@@ -54,7 +57,7 @@ def test_every_field_of_a_request_is_parsed() -> None:
 )
 def test_a_problem_is_reported_with_its_field_and_remedy(change: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidRequest) as raised:
-        read_event(EVENT | change)
+        read_event(EVENT | change, LIMITS)
     assert message in str(raised.value)
 
 
@@ -68,12 +71,12 @@ def test_every_event_id_maps_to_one_valid_external_task_id(source: str, id: str)
 
 def test_an_eventbridge_event_is_a_request_or_contains_a_cloudevent() -> None:
     envelope = {"detail-type": "task.requested", "source": "shop", "id": "e-1", "detail": DATA}
-    assert read_eventbridge(envelope).external_task_id == "e-1"
-    assert read_eventbridge(envelope | {"detail": EVENT}).external_task_id == "order-1"
+    assert read_eventbridge(envelope, LIMITS).external_task_id == "e-1"
+    assert read_eventbridge(envelope | {"detail": EVENT}, LIMITS).external_task_id == "order-1"
     record = {"messageId": "m", "body": msgspec.json.encode(envelope).decode(), "messageAttributes": {}}
-    assert read_sqs(record).external_task_id == "e-1"
+    assert read_sqs(record, LIMITS).external_task_id == "e-1"
     with pytest.raises(InvalidRequest, match=r"task\.requested"):
-        read_eventbridge(envelope | {"detail-type": "Something Else"})
+        read_eventbridge(envelope | {"detail-type": "Something Else"}, LIMITS)
 
 
 @given(
@@ -85,7 +88,7 @@ def test_an_eventbridge_event_is_a_request_or_contains_a_cloudevent() -> None:
 )
 def test_any_http_body_is_a_request_or_an_invalid_request(body: bytes, kind: str, more: dict[str, str]) -> None:
     try:
-        assert all(isinstance(one, MotionControl) for one in read_http({"content-type": kind} | more, body))
+        assert all(isinstance(one, MotionControl) for one in read_http({"content-type": kind} | more, body, LIMITS))
     except InvalidRequest:
         return
 
@@ -94,10 +97,10 @@ def test_any_http_body_is_a_request_or_an_invalid_request(body: bytes, kind: str
 def test_any_enveloped_message_is_a_request_or_an_invalid_request(message: Any, event: dict[str, Any]) -> None:
     pushed = msgspec.json.encode({"subscription": "s", "message": message})
     reads: list[Callable[[], list[MotionControl]]] = [
-        lambda: read_http({}, pushed),
-        lambda: [read_event(EVENT | event)],
-        lambda: [read_eventbridge(event)],
-        lambda: [read_sqs({"body": message})],
+        lambda: read_http({}, pushed, LIMITS),
+        lambda: [read_event(EVENT | event, LIMITS)],
+        lambda: [read_eventbridge(event, LIMITS)],
+        lambda: [read_sqs({"body": message}, LIMITS)],
     ]
     for read in reads:
         try:

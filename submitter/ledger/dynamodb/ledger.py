@@ -325,7 +325,11 @@ class DynamoLedger:
         change = f"SET {fields} ADD #times :times"
         await self._table.update(key(task_partition(id), f"q#{digest}"), change, **values, times=number(entry.times))
 
-    async def quarantined(self, limit: int) -> list[Quarantined]:
+    async def quarantined(self, limit: int, external_task_id: str | None = None) -> list[Quarantined]:
+        if external_task_id is not None:
+            partition, where = task_partition(external_task_id), "begins_with(#sort, :prefix)"
+            bodies = await self._table.query(None, partition, where=where, prefix=text("q#"))
+            return sorted(map(read_quarantined, bodies), key=lambda entry: -entry.received_at_ms)[:limit]
         shards = (
             self._table.query("newest", f"quarantine#{shard}", limit, is_newest_first=True)
             for shard in range(self._shards)

@@ -210,7 +210,10 @@ class PostgresLedger:
     async def tasks(
         self, *, status: TaskStatus | None = None, vendor: str | None = None, before_id: str | None = None, limit: int
     ) -> list[Task]:
-        return read_tasks(await self._fetch(TASKS, status and status.value, vendor, before_id, limit))
+        found = read_tasks(await self._fetch(TASKS, status and status.value, vendor, before_id, limit))
+        if not found and before_id is not None:
+            await self.get(before_id)
+        return found
 
     async def by_task_ids(self, vendor: str, task_ids: Sequence[str]) -> list[Task]:
         statement = "SELECT doc FROM SCHEMA.tasks WHERE task_id = ANY ($1) AND vendor = $2"
@@ -320,12 +323,12 @@ class PostgresLedger:
         columns = (entry.external_task_id, entry.digest, entry.vendor, entry.received_at_ms, entry.reason)
         await self._fetch(QUARANTINE, *columns, entry.body, entry.times)
 
-    async def quarantined(self, limit: int) -> list[Quarantined]:
+    async def quarantined(self, limit: int, external_task_id: str | None = None) -> list[Quarantined]:
         statement = (
             "SELECT external_task_id, vendor, received_at_ms, reason, body, times FROM SCHEMA.quarantine"
-            " ORDER BY received_at_ms DESC LIMIT $1"
+            " WHERE $2::text IS NULL OR external_task_id = $2 ORDER BY received_at_ms DESC LIMIT $1"
         )
-        return [Quarantined(**row) for row in await self._fetch(statement, limit)]
+        return [Quarantined(**row) for row in await self._fetch(statement, limit, external_task_id)]
 
     # -- copying, pruning, counts -------------------------------------------------------------
 

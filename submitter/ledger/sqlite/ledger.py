@@ -33,6 +33,7 @@ from submitter.ledger.base import (
 )
 from submitter.ledger.decide import decide_all
 from submitter.ledger.sqlite import deliveries as delivery_sql
+from submitter.ledger.sqlite import quarantine as quarantine_sql
 from submitter.ledger.sqlite import records as record_sql
 from submitter.ledger.sqlite.deliveries import read_event
 from submitter.ledger.sqlite.group_commit import GroupWriter, Operation
@@ -133,7 +134,10 @@ class SqliteLedger:
             f"SELECT doc FROM tasks WHERE {' AND '.join(conditions)}"
             " ORDER BY created_at_ms DESC, external_task_id DESC LIMIT ?"
         )
-        return await self._read(lambda db: [_tasks.decode(row[0]) for row in db.execute(sql, (*values, limit))])
+        found = await self._read(lambda db: [_tasks.decode(row[0]) for row in db.execute(sql, (*values, limit))])
+        if not found and before_id is not None:
+            await self.get(before_id)
+        return found
 
     async def by_task_ids(self, vendor: str, task_ids: Sequence[str]) -> list[Task]:
         sql = (
@@ -204,30 +208,10 @@ class SqliteLedger:
     # -- quarantine ---------------------------------------------------------------------------
 
     async def quarantine(self, entry: Quarantined) -> None:
-        def run(db: sqlite3.Connection) -> None:
-            db.execute(
-                "INSERT INTO quarantine (external_task_id, digest, vendor, received_at_ms, reason, body, times)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?)"
-                " ON CONFLICT DO UPDATE SET times = times + excluded.times, received_at_ms = excluded.received_at_ms",
-                (
-                    entry.external_task_id,
-                    entry.digest,
-                    entry.vendor,
-                    entry.received_at_ms,
-                    entry.reason,
-                    entry.body,
-                    entry.times,
-                ),
-            )
+        await self._write(lambda db: quarantine_sql.add(db, entry))
 
-        await self._write(run)
-
-    async def quarantined(self, limit: int) -> list[Quarantined]:
-        sql = (
-            "SELECT external_task_id, vendor, received_at_ms, reason, body, times FROM quarantine"
-            " ORDER BY received_at_ms DESC LIMIT ?"
-        )
-        return await self._read(lambda db: [Quarantined(*row) for row in db.execute(sql, (limit,))])
+    async def quarantined(self, limit: int, external_task_id: str | None = None) -> list[Quarantined]:
+        return await self._read(lambda db: quarantine_sql.find(db, limit, external_task_id))
 
     # -- copying, pruning, counts -------------------------------------------------------------
 

@@ -1,0 +1,49 @@
+"""The HTTP server: uvicorn with the settings of `serve`, on a socket that is bound before anything is started."""
+
+import socket
+from contextlib import suppress
+
+import uvicorn
+from starlette.types import ASGIApp
+
+KEEP_ALIVE_S = 75
+"""Longer than clients keep idle connections: a callback sent on one that the server closes is lost."""
+
+STOP_S = 30
+"""How long requests in flight may take when the server stops."""
+
+
+class CannotListen(Exception):
+    """The address cannot be listened on."""
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Return a listening socket; port 0 chooses a free one. Raises CannotListen."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except (OSError, OverflowError, UnicodeError) as error:
+        raise CannotListen(f"cannot listen on {host}, port {port}: {error}") from error
+
+
+def url_of(listening: socket.socket) -> str:
+    """Return the URL of a listening socket."""
+    host, port = listening.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def serve(app: ASGIApp, listening: socket.socket, *, stop_s: int = STOP_S) -> bool:
+    """Serve the app until SIGINT or SIGTERM; return whether it started. `stop_s` limits requests in flight then."""
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,  # access log lines contain the tokens of callback URLs
+        server_header=False,
+        proxy_headers=False,  # the client address is not used
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=stop_s,
+    )
+    server = uvicorn.Server(config)
+    with suppress(KeyboardInterrupt):  # uvicorn has stopped gracefully before it raises this
+        server.run(sockets=[listening])
+    return server.started
