@@ -76,4 +76,5 @@ def raw(body: bytes | str | Mapping[str, Any]) -> str:
     """Return a body, or the part of one that is about a task, as a task keeps it: redacted, and cut off at RAW_MAX."""
     if not isinstance(body, bytes | str):
         body = msgspec.json.encode(body)
-    return redact(body.decode(errors="replace") if isinstance(body, bytes) else body)[:RAW_MAX]
+    text = body.decode(errors="replace") if isinstance(body, bytes) else body
+    return redact(text)[:RAW_MAX]

@@ -11,6 +11,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import botocore.credentials
+import msgspec
 import pytest
 from botocore.auth import SigV4Auth
 from botocore.awsrequest import AWSRequest
@@ -23,6 +24,7 @@ from submitter.ledger import Ledger, open_ledger
 from submitter.ledger.base import Disabled, Settlement, Subscription
 from submitter.ledger.dynamodb import client as dynamodb_client
 from submitter.ledger.dynamodb.client import Credentials, sign
+from submitter.ledger.dynamodb.items import read_task
 from submitter.ledger.dynamodb.ledger import DynamoLedger
 from submitter.task import TaskStatus
 from tests.conformance.brokers import free_port
@@ -271,3 +273,11 @@ def test_signatures_equal_those_of_botocore(body: bytes, region: str, token: str
     with patch("botocore.auth.get_current_datetime", lambda: now.replace(tzinfo=None)):
         SigV4Auth(botocore.credentials.Credentials("AKID", "secret/+", token), "dynamodb", region).add_auth(request)
     assert headers["authorization"] == request.headers["Authorization"]
+
+
+def test_a_refused_task_of_an_earlier_version_is_read_with_its_status() -> None:
+    sending = task("sending", metadata={"note": '"refused":true'})
+    doc = msgspec.json.encode(sending).decode()
+    assert read_task({"doc": {"S": doc}}) == sending
+    flagged = doc.replace('"vendor"', '"refused":true,"vendor"', 1)
+    assert read_task({"doc": {"S": flagged}}) == msgspec.structs.replace(sending, status=TaskStatus.REFUSED)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import asyncpg
+import msgspec
 import pytest
 
 from submitter.errors import InvalidSettings, LedgerUnavailable
@@ -16,7 +17,7 @@ from submitter.ledger.postgres.ledger import PostgresLedger
 from submitter.ledger.postgres.server import read_url
 from submitter.task import Task, TaskStatus
 from submitter.transition import Transition
-from tests.conformance.ledgers import LedgerSuite, Open, report, succeed, task
+from tests.conformance.ledgers import NOW, LedgerSuite, Open, report, succeed, task
 
 
 async def opening(url: str) -> AsyncIterator[Open]:
@@ -198,6 +199,23 @@ async def test_a_newer_schema_is_refused(opened: Open, db: Any, schema: str) -> 
 async def test_processes_that_start_at_the_same_time_migrate_once(opened: Open, db: Any, schema: str) -> None:
     await asyncio.gather(*(opened().counts() for _ in range(8)))
     assert await db.fetchval(f'SELECT count(*) FROM "{schema}".version') == 1
+
+
+async def test_a_refused_task_of_schema_version_1_gets_its_status(opened: Open, db: Any, schema: str) -> None:
+    """Before version 2, a refused task was `created` with a flag; another one is being sent."""
+    ledger = opened()
+    await ledger.counts()
+    refused = msgspec.to_builtins(task("refused", metadata={"status": "created"})) | {"refused": True}
+    for is_open, doc in ((False, refused), (True, msgspec.to_builtins(task("sending")))):
+        await db.execute(
+            f'INSERT INTO "{schema}".tasks (external_task_id, vendor, status, is_open, created_at_ms, doc)'
+            " VALUES ($1, 'kling', 'created', $2, $3, $4)",
+            doc["external_task_id"], is_open, NOW, msgspec.json.encode(doc).decode(),
+        )  # fmt: skip
+    await db.execute(f'UPDATE "{schema}".version SET applied = 1')
+    again = opened()
+    assert await again.get("refused") == task("refused", status=TaskStatus.REFUSED, metadata={"status": "created"})
+    assert (await again.get("sending")).status is TaskStatus.CREATED
 
 
 async def test_the_error_of_an_unreachable_server_hides_the_password() -> None:

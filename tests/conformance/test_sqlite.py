@@ -144,6 +144,29 @@ async def test_a_ledger_of_schema_version_1_is_migrated(opened: Open, tmp_path: 
     await ledger.pause("all", NOW, "HTTP 500")
 
 
+async def test_a_refused_task_of_schema_version_2_gets_its_status(opened: Open, tmp_path: Path) -> None:
+    """Before version 3, a refused task was `created` with a flag; another one is being sent."""
+    _, first, second, *_ = schema_file().read_text().split("-- migration ")
+    db = sqlite3.connect(tmp_path / "relay.db")
+    for migration in (first, second):
+        db.executescript(migration.partition("\n")[2])
+    refused = msgspec.to_builtins(task("refused", metadata={"status": "created"})) | {"refused": True}
+    for is_open, doc in ((0, refused), (1, msgspec.to_builtins(task("sending")))):
+        values = (doc["external_task_id"], is_open, NOW, msgspec.json.encode(doc).decode())
+        db.execute(
+            "INSERT INTO tasks (external_task_id, vendor, status, is_open, created_at_ms, doc)"
+            " VALUES (?, 'kling', 'created', ?, ?, ?)",
+            values,
+        )
+    db.execute("PRAGMA user_version = 2")
+    db.commit()
+    db.close()
+    ledger = opened()
+    assert await ledger.get("refused") == task("refused", status=TaskStatus.REFUSED, metadata={"status": "created"})
+    assert (await ledger.get("sending")).status is TaskStatus.CREATED
+    assert [one.external_task_id for one in await ledger.tasks(status=TaskStatus.REFUSED, limit=9)] == ["refused"]
+
+
 def schema_file() -> Path:
     return Path(sqlite.__file__).with_name("schema.sql")
 

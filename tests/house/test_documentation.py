@@ -98,7 +98,7 @@ def test_the_readmes_event_is_whole() -> None:
         "external_task_id", "task_id", "vendor", "status", "status_message", "videos", "cost", "metadata",
         "created_at", "updated_at",
     }  # fmt: skip
-    assert set(event["data"]["videos"][0]) == {"url", "watermark_url", "duration", "expires_at"}
+    assert set(event["data"]["videos"][0]) == {"id", "url", "watermark_url", "duration", "expires_at"}
 
 
 def test_the_readme_lists_every_extra() -> None:
@@ -209,7 +209,8 @@ def vendors_as_markdown() -> str:
     readers = {name: setup.reader for name, setup in BUILT_IN.items()}
     lines = ["| |" + "".join(f" {name} |" for name in readers), "|---" * (len(readers) + 1) + "|"]
     for row, words in capabilities(readers):
-        lines.append(f"| {row} |" + "".join(f" {words[name]} |" for name in readers))
+        shown = {name: f"`{text}`" if "<" in text else text for name, text in words.items()}
+        lines.append(f"| {row} |" + "".join(f" {shown[name]} |" for name in readers))
     return "\n".join(lines)
 
 

@@ -59,7 +59,7 @@ async def test_a_mounted_receiver_gets_callbacks_and_notifies_hooks(
 
 
 class AtRootPath:
-    """Sets `root_path`, as servers do that are told a prefix (uvicorn --root-path)."""
+    """Sets `root_path`, as servers do that have a prefix set (uvicorn --root-path)."""
 
     def __init__(self, app: ASGIApp, root_path: str) -> None:
         self._app = app

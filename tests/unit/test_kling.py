@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from submitter.errors import InvalidSettings
 from submitter.request import MotionControl
@@ -111,6 +112,21 @@ def test_v2_answers_are_matched_by_id_not_by_position() -> None:
     assert {id: report.status.value for id, report in findings.reports.items()} == {"a": "succeed", "b": "processing"}
     assert findings.absent == ("c",)
     assert list(findings.unreadable) == ["d"]
+
+
+def test_v1_pages_end_at_rows_older_than_the_tasks_that_are_asked_for() -> None:
+    now_ms = 1_781_080_800_000
+    asked = [replace(task(id, id), created_at_ms=now_ms) for id in ("1", "2")]
+    (query,) = V1.queries(asked, NOW_S)
+
+    def page(oldest_ms: int) -> Any:
+        rows = [{"task_id": f"x{i}", "task_status": "failed", "created_at": now_ms} for i in range(499)]
+        return answer({"code": 0, "data": [*rows, {"task_id": "y", "task_status": "failed", "created_at": oldest_ms}]})
+
+    more = V1.read_query(query, page(now_ms - 299_000), NOW_S)
+    assert (len(more.more), more.absent) == (1, ())
+    ended = V1.read_query(query, page(now_ms - 301_000), NOW_S)
+    assert (ended.more, ended.absent) == ((), ("1", "2"))
 
 
 def test_v1_queries_one_task_by_id_and_several_by_pages() -> None:

@@ -125,9 +125,7 @@ class Kling(msgspec.Struct, frozen=True):
         Kling's console tests a callback URL with the status `submitted` and no external id.
         """
         check_schema(body)
-        report = read_task(read_object(body), "callback")
-        is_test = report.status is TaskStatus.SUBMITTED and report.external_task_id is None
-        return msgspec.structs.replace(report, is_test=is_test, raw=raw(body))
+        return read_task(read_object(body), "callback", body)
 
     def read_create(self, answer: HttpAnswer) -> Report:
         """Parse the answer to create, by HTTP status and `code`."""
@@ -138,7 +136,7 @@ class Kling(msgspec.Struct, frozen=True):
         data = envelope.get("data")
         if not isinstance(data, dict) or (text(data, "id") or text(data, "task_id")) is None:
             raise SubmissionUnknown(f"kling accepted the request but returned no task id (request_id {request_id})")
-        report = created(str(text(data, "id") or text(data, "task_id")), lambda: read_task(data, "create"))
+        report = created(str(text(data, "id") or text(data, "task_id")), lambda: read_task(data, "create", data))
         return msgspec.structs.replace(report, request_id=request_id, raw=raw(answer.body))
 
     def _request(self, method: str, path: str, now_s: float, body: Any = None) -> HttpRequest:
@@ -199,7 +197,7 @@ def match_tasks(tasks: Sequence[Task], rows: Any) -> tuple[dict[str, Report], di
         if id is None:
             continue
         try:
-            reports[id] = msgspec.structs.replace(read_task(row, "poll"), raw=raw(row))
+            reports[id] = read_task(row, "poll", row)
         except Unintelligible as reason:
             unreadable[id] = str(reason)
     return reports, unreadable
@@ -216,8 +214,8 @@ def _external_id(row: Mapping[str, Any]) -> str | None:
     return text(row, "external_id") or text(inner(row, "task_info"), "external_task_id")
 
 
-def read_task(row: Mapping[str, Any], source: Source) -> Report:
-    """Parse one task of v1 (it has `task_id`) or v2 (it has `id`)."""
+def read_task(row: Mapping[str, Any], source: Source, body: bytes | Mapping[str, Any]) -> Report:
+    """Parse one task of v1 (it has `task_id`) or v2 (it has `id`); `body` is what it came in, and is kept."""
     is_v1 = "task_id" in row
     value = text(row, "task_status" if is_v1 else "status")
     id = text(row, "task_id" if is_v1 else "id")
@@ -228,15 +226,18 @@ def read_task(row: Mapping[str, Any], source: Source) -> Report:
     videos = _videos_v1(row, ended_ms) if is_v1 else _videos_v2(row, ended_ms)
     if status is TaskStatus.SUCCEED and not videos:
         raise Unintelligible("succeed without a video URL")
+    own_id = _external_id(row)
     return Report(
         source=source,
         status=status,
         task_id=id,
-        external_task_id=_external_id(row),
+        external_task_id=own_id,
         message=redact(text(row, "task_status_msg" if is_v1 else "message") or ""),
         videos=videos if status is TaskStatus.SUCCEED else (),
         cost=_cost_v1(row) if is_v1 else _cost_v2(row),
+        is_test=source == "callback" and status is TaskStatus.SUBMITTED and own_id is None,
         created_at_ms=created_ms(row),
+        raw=raw(body),
     )
 
 
