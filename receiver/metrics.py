@@ -39,6 +39,12 @@ class PrometheusMetrics:
             ["vendor", "retryable"],
             registry=self._registry,
         )
+        self._closed = Counter(
+            "kling_relay_connections_closed",
+            "Client connections closed by a bound: headers, slow, pipelined, connections",
+            ["reason"],
+            registry=self._registry,
+        )
         self._open = Gauge("kling_relay_open_tasks", "Open tasks", ["status"], registry=self._registry)
         self._pending = Gauge("kling_relay_deliveries", "Deliveries, due or dead", ["state"], registry=self._registry)
         self._quarantine = Gauge("kling_relay_quarantine", "Quarantined bodies", registry=self._registry)
@@ -58,6 +64,9 @@ class PrometheusMetrics:
     def poll(self, vendor: str, result: str, tasks: int) -> None:
         self._polls.labels(vendor, result).inc()
         self._polled.labels(vendor).inc(tasks)
+
+    def connection_closed(self, reason: str) -> None:
+        self._closed.labels(reason).inc()
 
     def refused(self, vendor: str, *, retryable: bool) -> None:
         self._refused.labels(vendor, str(retryable).lower()).inc()

@@ -1,10 +1,16 @@
-"""The HTTP server: uvicorn with the settings of `serve`, on a socket that is bound before anything is started."""
+"""The HTTP server: uvicorn with the settings of `serve`, on a socket that is bound before anything is started.
+
+What a stranger can send is bounded by `receiver.http_limits`.
+"""
 
 import socket
+from collections.abc import Callable
 from contextlib import suppress
 
 import uvicorn
 from starlette.types import ASGIApp
+
+from receiver.http_limits import Front, bounded_protocol
 
 KEEP_ALIVE_S = 75
 """Longer than clients keep idle connections: a callback sent on one that the server closes is lost."""
@@ -32,11 +38,18 @@ def url_of(listening: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def serve(app: ASGIApp, listening: socket.socket, *, stop_s: int = STOP_S) -> bool:
-    """Serve the app until SIGINT or SIGTERM; return whether it started. `stop_s` limits requests in flight then."""
+def serve(
+    app: ASGIApp, listening: socket.socket, *, stop_s: int = STOP_S, on_closed: Callable[[str], None] | None = None
+) -> bool:
+    """Serve the app until SIGINT or SIGTERM; return whether it started.
+
+    `stop_s` limits requests in flight then. `on_closed` gets the reason of each connection that a bound closed.
+    """
     config = uvicorn.Config(
         app,
-        log_level="warning",
+        http=bounded_protocol(Front(on_closed=on_closed)),
+        ws="none",
+        log_level="error",  # uvicorn warns of each malformed request: a stranger would fill the log
         access_log=False,  # access log lines contain the tokens of callback URLs
         server_header=False,
         proxy_headers=False,  # the client address is not used

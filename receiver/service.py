@@ -210,7 +210,9 @@ def build_app(settings: ReceiverSettings, *, clock: Clock | None = None) -> Star
             service.is_working = False
             await service.close()
 
-    return create_service_app(service, lifespan=lifespan, clock=clock)
+    created = create_service_app(service, lifespan=lifespan, clock=clock)
+    created.state.metrics = service.metrics
+    return created
 
 
 def freeze_garbage_collector() -> None:

@@ -38,7 +38,7 @@ def serve(host: str, port: int) -> None:
         created = app(settings)
         for line in describe(settings, server.url_of(listening)):
             click.echo(line, err=True)
-        if not server.serve(created, listening):
+        if not server.serve(created, listening, on_closed=created.state.metrics.connection_closed):
             raise click.ClickException("the server did not start; the reason is in the log above")
 
 

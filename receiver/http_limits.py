@@ -1,0 +1,201 @@
+"""Bounds for strangers at the HTTP front: header bytes, request time, pipelining, connections (a uvicorn protocol).
+
+uvicorn has no settings for these. A connection is closed when its client sends too much, too slowly, or does not
+read; above the limit of connections, the one that has waited longest for its client is closed, so that new ones
+get in. `receiver.server` uses it; with another uvicorn: `uvicorn --http receiver.http_limits:BoundedProtocol ...`.
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal
+
+import msgspec
+import structlog
+from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.server import ServerState
+
+HEADER_BYTES = 64 * 1024
+REQUEST_S = 10.0
+"""Time from the first byte of a request (of a connection, for the first) to its end; also for a client to read."""
+
+PIPELINED = 16
+RESERVED_FILES = 124
+"""File descriptors that are kept for everything but clients: ledger, hooks, vendors."""
+
+CONNECTIONS_MAX = 10_000
+SWEEP_S = 1.0
+FLUSH_S = 5.0
+
+Reason = Literal["headers", "slow", "pipelined", "connections"]
+log = structlog.get_logger("receiver")
+
+
+class HttpLimits(msgspec.Struct, frozen=True):
+    """The bounds of one server."""
+
+    connections: int
+    header_bytes: int = HEADER_BYTES
+    request_s: float = REQUEST_S
+    pipelined: int = PIPELINED
+
+
+def default_limits() -> HttpLimits:
+    """Return the bounds that fit this process: fewer connections than it may have open files."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return HttpLimits(500)
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    files = CONNECTIONS_MAX if soft == resource.RLIM_INFINITY else soft - RESERVED_FILES
+    return HttpLimits(max(16, min(files, CONNECTIONS_MAX)))
+
+
+class Front:
+    """The connections of one server whose client has the next move, those that have waited longest first."""
+
+    def __init__(self, limits: HttpLimits | None = None, on_closed: Callable[[str], None] | None = None) -> None:
+        self.limits = limits or default_limits()
+        self.waiting: dict[BoundedProtocol, None] = {}
+        self._on_closed = on_closed
+        self._closed: Counter[str] = Counter()
+        self._sweeping = False
+
+    def wait_for(self, connection: "BoundedProtocol") -> None:
+        """Note that the connection's client has the next move, from now on."""
+        self.waiting.pop(connection, None)
+        connection.since_s = connection.loop.time()
+        self.waiting[connection] = None
+        if not self._sweeping:
+            self._sweeping = True
+            connection.loop.call_later(SWEEP_S, self._sweep, connection.loop)
+
+    def count(self, reason: Reason) -> None:
+        """Count a connection that was closed."""
+        self._closed[reason] += 1
+        if self._on_closed is not None:
+            self._on_closed(reason)
+
+    def make_room(self, newest: "BoundedProtocol", open_connections: int) -> None:
+        """Close a connection if there are too many: the one whose client has kept it waiting longest."""
+        if open_connections > self.limits.connections:
+            next(iter(self.waiting), newest).close_because("connections")
+
+    def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Close every connection whose client is too slow; log what was closed since the last time."""
+        overdue_s = loop.time() - self.limits.request_s
+        for connection in [one for one in self.waiting if not one.is_idle and one.since_s < overdue_s]:
+            connection.close_because("slow", 408)
+        if self._closed:
+            log.warning("connections.closed", **self._closed)
+            self._closed.clear()
+        self._sweeping = bool(self.waiting)
+        if self._sweeping:
+            loop.call_later(SWEEP_S, self._sweep, loop)
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """uvicorn's HTTP/1.1 protocol with the bounds of its `front`."""
+
+    front: ClassVar[Front] = Front()
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self.since_s = 0.0
+        self.is_idle = False
+        """Whether it is kept alive between two requests, which uvicorn's own timer limits."""
+        self._is_complete = False
+        self._is_refused = False
+        self._unparsed = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.front.make_room(self, len(self.connections))
+        if not self._is_refused:
+            self.front.wait_for(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.front.waiting.pop(self, None)
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._is_refused:
+            return
+        self._unparsed += len(data)
+        super().data_received(data)
+        if self._unparsed > self.front.limits.header_bytes and not self._is_refused:
+            self.close_because("headers", 431)
+
+    def on_message_begin(self) -> None:
+        self._is_complete = self.is_idle = False
+        if self in self.front.waiting:
+            self.front.wait_for(self)
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        limits = self.front.limits
+        if self._is_refused:
+            return
+        if self._unparsed > limits.header_bytes:  # the headers of this request, or much data behind them
+            size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+            if size > limits.header_bytes:
+                self.close_because("headers", 431)
+        self._unparsed = 0
+        if len(self.pipeline) >= limits.pipelined:
+            self.close_because("pipelined")
+        if not self._is_refused:
+            super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._unparsed = 0
+        if not self._is_refused:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._is_complete = True
+        if not self._is_refused:
+            self.front.waiting.pop(self, None)
+            super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if not self.pipeline and not self.transport.is_closing():
+            self.is_idle = self._is_complete and not self.flow.write_paused
+            self.front.wait_for(self)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self.is_idle = False
+        self.front.wait_for(self)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self.cycle.response_complete:
+            self.is_idle = self._is_complete
+            self.front.wait_for(self)
+        else:
+            self.front.waiting.pop(self, None)
+
+    def close_because(self, reason: Reason, status: int | None = None) -> None:
+        """Close the connection and count it; with `status`, answer first if no response is under way."""
+        self._is_refused = True
+        self.front.waiting.pop(self, None)
+        self.front.count(reason)
+        if self.transport.is_closing():
+            return
+        if status is not None and (self.cycle is None or self.cycle.response_complete):
+            self.transport.write(STATUS_LINE[status] + b"content-length: 0\r\nconnection: close\r\n\r\n")
+        self.transport.close()
+        self.loop.call_later(FLUSH_S, self.transport.abort)  # a client that does not read keeps nothing open
+
+
+def bounded_protocol(front: Front) -> type[BoundedProtocol]:
+    """Return the protocol class of one server."""
+    return type("BoundedProtocol", (BoundedProtocol,), {"front": front})
