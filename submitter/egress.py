@@ -9,14 +9,33 @@ import asyncio
 import ipaddress
 import socket
 import ssl
-from collections.abc import Awaitable, Callable
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
-from functools import cache
+from functools import cache, partial
 from urllib.parse import urlsplit
 
 import httpx
 
 Resolve = Callable[[str, int], Awaitable[list[str]]]
+
+POOLS_MAX = 32
+"""Idle connection pools that a client keeps, one for each host."""
+
+# Networks that are not public and that `ipaddress.is_global` lets through, in this or an earlier Python.
+NOT_PUBLIC = tuple(
+    ipaddress.ip_network(network)
+    for network in (
+        "168.63.129.16/32",  # Azure's platform services: metadata, DNS, health (Azure documentation)
+        "192.0.0.0/24",  # IETF protocol assignments; Oracle Cloud's metadata (RFC 6890)
+        "192.88.99.0/24",  # 6to4 relay anycast, deprecated (RFC 7526)
+        "::/96",  # IPv4-compatible addresses, deprecated (RFC 4291, 2.5.5.1)
+        "::ffff:0:0:0/96",  # IPv4-translated addresses (RFC 2765)
+        "3fff::/20",  # documentation (RFC 9637)
+        "5f00::/16",  # segment identifiers of SRv6 (RFC 9602)
+        "fec0::/10",  # site-local addresses, deprecated (RFC 3879)
+    )
+)
 
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 _NAT64_LOCAL = ipaddress.ip_network("64:ff9b:1::/48")  # RFC 8215: for use inside one network
@@ -35,6 +54,8 @@ class AddressForbidden(httpx.ConnectError):
 def is_public(address: str) -> bool:
     """Return whether an IP address is public, also when it is embedded (IPv4-mapped, 6to4, Teredo, NAT64)."""
     ip = ipaddress.ip_address(address.partition("%")[0])
+    if any(ip in network for network in NOT_PUBLIC):
+        return False
     if isinstance(ip, ipaddress.IPv6Address):
         inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
         if ip in _NAT64:
@@ -107,7 +128,8 @@ async def connect(url: str, allow_hosts: frozenset[str], timeout_s: float = 10) 
 class GuardedTransport(httpx.AsyncBaseTransport):
     """An httpx transport that connects only to public addresses and allowed hosts.
 
-    Each host has a separate connection pool: two names with the same address never share a connection.
+    Each host has a separate connection pool: two names with the same address never share a connection. Hosts are
+    judged before they get a pool. Of the pools without a request, the POOLS_MAX that were used last are kept.
     """
 
     def __init__(
@@ -122,18 +144,14 @@ class GuardedTransport(httpx.AsyncBaseTransport):
         self._verify = verify or tls_context()
         self._limits = limits or httpx.Limits()
         self._resolve = resolve
-        self._pools: dict[str, httpx.AsyncHTTPTransport] = {}
+        self._pools: dict[str, httpx.AsyncHTTPTransport] = {}  # the one that was used last is the last
+        self._requests: Counter[str] = Counter()
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send the request to the first allowed address of its host that accepts a connection."""
         host = request.url.host
-        pool = self._pools.get(host)
-        if pool is None:
-            pool = self._pools[host] = httpx.AsyncHTTPTransport(
-                verify=self._verify, limits=self._limits, trust_env=False
-            )
         if host.lower() in self._allow_hosts:
-            return await pool.handle_async_request(request)
+            return await self._send(host, request)
         port = request.url.port or (443 if request.url.scheme == "https" else 80)
         public = _public_of(host, await self._resolve(host, port))
         failure: httpx.ConnectError | None = None
@@ -146,15 +164,62 @@ class GuardedTransport(httpx.AsyncBaseTransport):
                 extensions={**request.extensions, "sni_hostname": host},
             )
             try:
-                return await pool.handle_async_request(pinned)
+                return await self._send(host, pinned)
             except httpx.ConnectError as error:  # nothing was sent, so try the next address
                 failure = error
         raise failure or AddressForbidden(host)
+
+    async def _send(self, host: str, request: httpx.Request) -> httpx.Response:
+        pool = self._pools.pop(host, None) or httpx.AsyncHTTPTransport(
+            verify=self._verify, limits=self._limits, trust_env=False
+        )
+        self._pools[host] = pool
+        self._requests[host] += 1
+        try:
+            response = await pool.handle_async_request(request)
+        except BaseException:
+            await self._release(host)
+            raise
+        assert isinstance(response.stream, httpx.AsyncByteStream)
+        response.stream = _Released(response.stream, partial(self._release, host))
+        return response
+
+    async def _release(self, host: str) -> None:
+        """Note the end of a request, and close the pools that are one too many."""
+        self._requests[host] -= 1
+        if not self._requests[host]:
+            del self._requests[host]
+        idle = [name for name in self._pools if name not in self._requests]
+        for name in idle[: max(0, len(self._pools) - POOLS_MAX)]:
+            await self._pools.pop(name).aclose()
 
     async def aclose(self) -> None:
         """Close every pool."""
         for pool in self._pools.values():
             await pool.aclose()
+
+
+class _Released(httpx.AsyncByteStream):
+    """A response's body, with a callback at its end."""
+
+    def __init__(self, stream: httpx.AsyncByteStream, release: Callable[[], Awaitable[None]]) -> None:
+        self._stream = stream
+        self._release = release
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        async for part in self._stream:
+            yield part
+
+    async def aclose(self) -> None:
+        try:
+            await self._stream.aclose()
+        finally:
+            release, self._release = self._release, _nothing
+            await release()
+
+
+async def _nothing() -> None:
+    """Do nothing: a second close releases nothing."""
 
 
 def guarded_client(

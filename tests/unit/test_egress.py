@@ -1,12 +1,14 @@
 """The SSRF guard: private addresses are refused, connections are pinned to the checked address."""
 
+import asyncio
+import contextlib
 import socket
 from typing import Any
 
 import httpx
 import pytest
 
-from submitter.egress import AddressForbidden, GuardedTransport, is_public
+from submitter.egress import POOLS_MAX, AddressForbidden, GuardedTransport, is_public
 from tests.world import World
 
 
@@ -17,6 +19,8 @@ from tests.world import World
         "224.0.0.1", "255.255.255.255", "192.0.2.1", "::1", "::", "fe80::1", "fe80::1%eth0", "fc00::1", "ff02::1",
         "::ffff:127.0.0.1", "::ffff:10.0.0.1", "64:ff9b::7f00:1", "64:ff9b::a9fe:a9fe", "2002:7f00:1::",
         "2001:db8::1", "64:ff9b:1::1",
+        "168.63.129.16", "192.0.0.1", "192.0.0.9", "192.0.0.192", "192.88.99.1", "fec0::1", "feff::1", "::1.1.1.1",
+        "::ffff:0:1.1.1.1", "3fff::1", "5f00::1", "::ffff:168.63.129.16", "64:ff9b::a83f:8110", "2002:a83f:8110::1",
     ],
 )  # fmt: skip
 def test_private_addresses_are_not_public_in_any_form(address: str) -> None:
@@ -67,3 +71,50 @@ async def test_the_connection_is_pinned_to_the_checked_address(world: World, mon
     assert answer.status_code == 204
     assert world.inbox.requests[0][0]["host"] == f"rebinding.example.com:{port}"
     assert "rebinding.example.com" not in resolved
+
+
+class Origin:
+    """A server that counts the connections to it."""
+
+    def __init__(self) -> None:
+        self.connections = 0
+        self.open = 0
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        self.open += 1
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                await reader.readuntil(b"\r\n\r\n")
+                writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
+        self.open -= 1
+        writer.close()
+
+
+async def test_pools_of_many_hosts_are_bounded_and_a_refused_host_gets_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("submitter.egress.is_public", lambda address: address == "127.0.0.1")
+    origin = Origin()
+
+    async def resolve(host: str, port: int) -> list[str]:
+        return ["10.0.0.1"] if host.startswith("private") else ["127.0.0.1"]
+
+    async with await asyncio.start_server(origin.serve, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        transport = GuardedTransport(frozenset(), resolve=resolve)
+        async with httpx.AsyncClient(transport=transport, trust_env=False) as client:
+            for n in range(3 * POOLS_MAX):
+                assert (await client.get(f"http://host-{n}.example.com:{port}/")).text == "ok"
+                with pytest.raises(AddressForbidden):
+                    await client.get(f"http://private-{n}.example.com:{port}/")
+            last = f"http://host-{3 * POOLS_MAX - 1}.example.com:{port}/"
+            before = origin.connections
+            assert (await client.get(last)).text == "ok"
+            assert origin.connections == before  # its connection was kept
+            assert len(transport._pools) == POOLS_MAX
+            assert not any(name.startswith("private") for name in transport._pools)
+            async with contextlib.AsyncExitStack() as stack:  # a pool in use is never closed
+                urls = [f"http://busy-{n}.example.com:{port}/" for n in range(2 * POOLS_MAX)]
+                answers = [await stack.enter_async_context(client.stream("GET", url)) for url in urls]
+                assert {await answer.aread() for answer in answers} == {b"ok"}
+            assert len(transport._pools) == POOLS_MAX
+        server.close()
