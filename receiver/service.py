@@ -105,7 +105,7 @@ class Service:
         from receiver.task_requests import TaskRequests
 
         assert self.settings.events_token is not None
-        return TaskRequests(self.submit, self.ledger, self.settings.events_token)
+        return TaskRequests(self.submit, self.ledger, self.settings.events_token, self.settings.common.vendors)
 
     async def submit(self, request: "MotionControl") -> "Task":
         """Submit a request, and return its task."""

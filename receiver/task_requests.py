@@ -12,35 +12,40 @@ takes the event.
 
 import asyncio
 import hmac
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from typing import Any
 
-import msgspec
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from receiver.problem import RETRY_AFTER_S, problem
-from submitter.errors import SubmissionUnknown
+from submitter.errors import InvalidRequest, Problem, SubmissionUnknown
 from submitter.event import task_data
 from submitter.ledger.base import Tasks
 from submitter.request import MotionControl
 from submitter.request_event import read_http
+from submitter.safe_json import NotJson, read_json
 from submitter.task import Task
 from submitter.vendors.registry import limits_by_vendor
 
 BODY_LIMIT = 1024 * 1024
+READ_TIMEOUT_S = 10.0
 BUDGET_S = 50.0  # less than the request timeouts of serverless platforms
 
 Submit = Callable[[MotionControl], Awaitable[Task]]
 
 
 class TaskRequests:
-    """The endpoint. `submit` creates a task from a request; callers must present `token`."""
+    """The endpoint. `submit` creates a task from a request; callers must present `token`.
 
-    def __init__(self, submit: Submit, ledger: Tasks, token: str) -> None:
+    `vendors` are those with credentials, by name.
+    """
+
+    def __init__(self, submit: Submit, ledger: Tasks, token: str, vendors: Collection[str]) -> None:
         self._submit = submit
         self._ledger = ledger
         self._token = token
+        self._vendors = vendors
 
     async def __call__(self, request: Request) -> Response:
         """Answer a handshake, or submit the tasks that the body requests."""
@@ -49,7 +54,13 @@ class TaskRequests:
             return problem(401, "invalid events token", remedy)
         if request.method == "OPTIONS":
             return _allow(request)
-        body = await _read(request)
+        try:
+            async with asyncio.timeout(READ_TIMEOUT_S):
+                body = await _read(request)
+        except TimeoutError:
+            return problem(408, "request timeout", f"Send the body within {READ_TIMEOUT_S:g} s.")
+        except ClientDisconnect:
+            return problem(400, "the client disconnected", "Send the whole body.")
         if body is None:
             return problem(413, "body too large", f"Send at most {BODY_LIMIT} bytes, with media as URLs.")
         if request.headers.get("aeg-event-type") == "SubscriptionValidation":
@@ -73,6 +84,11 @@ class TaskRequests:
         return JSONResponse({"tasks": [task_data(task) for task in tasks if isinstance(task, Task)]}, 202)
 
     async def _submit_one(self, request: MotionControl) -> Task:
+        missing = [name for name in request.vendors if name not in self._vendors]
+        if missing:  # repeating the event is useless
+            limit = f"a vendor with credentials at this receiver: {', '.join(self._vendors) or 'none'}"
+            remedy = "Choose another vendor, or let the receiver's operator set the credentials of this one."
+            raise InvalidRequest([Problem("data.vendor", repr(name), limit, remedy) for name in missing])
         try:
             return await self._submit(request)
         except SubmissionUnknown:  # the task is in the ledger: the sender need not repeat
@@ -105,7 +121,7 @@ async def _read(request: Request) -> bytes | None:
 
 def _validation_code(body: bytes) -> str | None:
     try:
-        code: Any = msgspec.json.decode(body)[0]["data"]["validationCode"]
-    except (msgspec.DecodeError, LookupError, TypeError):
+        code: Any = read_json(body)[0]["data"]["validationCode"]
+    except (NotJson, LookupError, TypeError):
         return None
     return code if isinstance(code, str) else None

@@ -71,7 +71,7 @@ async def resolve(host: str, port: int) -> list[str]:
     """Return the addresses of `host` from the system's resolver; raise httpx.ConnectError."""
     try:
         found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # `a..b` is no name that can be encoded
         raise httpx.ConnectError(f"cannot resolve {host}: {error}") from error
     return list(dict.fromkeys(str(entry[4][0]) for entry in found))
 

@@ -59,7 +59,7 @@ class VendorHttp:
                 return HttpAnswer(response.status_code, headers, bytes(body))
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             return NotSent(_reason(error))
-        except (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL) as error:
+        except (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL, UnicodeError) as error:
             return Unanswered(_reason(error))
 
     @asynccontextmanager

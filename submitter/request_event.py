@@ -23,8 +23,10 @@ import msgspec
 
 from submitter.errors import InvalidRequest, Problem
 from submitter.request import ID_PATTERN, Limits, MotionControl, check_request
+from submitter.safe_json import NotJson, read_json
 
 TYPE = "task.requested"
+BATCH_MAX = 100  # events in one request: each is a task with two media to check
 LimitsByVendor = Mapping[str, Limits]
 FIELDS = {field.name: field for field in msgspec.structs.fields(MotionControl)}
 TYPES = {name: str if name in ("image", "video") else field.type for name, field in FIELDS.items()}
@@ -43,6 +45,9 @@ def read_http(headers: Mapping[str, str], body: bytes, limits: LimitsByVendor) -
             raise _wrong(
                 "body", type(events).__name__, "a list of CloudEvents", f"Send a list, or one event as {STRUCTURED}."
             )
+        if len(events) > BATCH_MAX:
+            remedy = f"Send at most {BATCH_MAX} events in one request."
+            raise _wrong("body", f"{len(events)} events", f"at most {BATCH_MAX}", remedy)
         return [read_event(event, limits) for event in events]
     if "ce-specversion" in headers:
         attributes = {name[3:]: unquote(value) for name, value in headers.items() if name.startswith("ce-")}
@@ -125,6 +130,9 @@ def _read_pushed(message: Any, limits: LimitsByVendor) -> MotionControl:
             "Turn payload unwrapping off in the push subscription.",
         )
     attributes = message.get("attributes") or {}
+    if not isinstance(attributes, Mapping):
+        remedy = "Send the attributes as an object of strings."
+        raise _wrong("message.attributes", type(attributes).__name__, "a JSON object", remedy)
     return _read_message(attributes, _decode(_from_base64(message.get("data", ""))), limits)
 
 
@@ -192,8 +200,8 @@ def _is_text(value: Any) -> bool:
 
 def _decode(body: bytes) -> Any:
     try:
-        return msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        return read_json(body)
+    except NotJson as error:
         raise _wrong("body", repr(body[:80]), f"JSON: {error}", "Send a CloudEvent as JSON.") from error
 
 

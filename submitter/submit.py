@@ -4,6 +4,7 @@
 process is killed at any point, submitting again with the same id creates no second task.
 """
 
+import asyncio
 from types import TracebackType
 from typing import Self
 
@@ -28,6 +29,9 @@ from submitter.submitted_task import SubmittedTask, Watch
 from submitter.task import NOT_ANSWERED, SENDABLE, Task, TaskStatus
 from submitter.vendor_request import VendorRequests
 from submitter.vendors.base import HttpRequest
+
+PREFLIGHTS_MAX = 16
+"""Requests whose media are checked at once: each of them may read 8 MiB of a stranger's server."""
 
 log = structlog.get_logger("submitter")
 
@@ -58,6 +62,7 @@ class Submitter:
         self._reservations = Reservations(ledger, self.creator, self._clock)
         self._requests = VendorRequests(settings, self._clock, media_store)
         self._media = guarded_client(settings.allow_hosts, timeout_s=15)
+        self._preflights = asyncio.Semaphore(PREFLIGHTS_MAX)
         self._watch = Watch(ledger, self._clock)
 
     @classmethod
@@ -98,7 +103,8 @@ class Submitter:
 
     async def prepare(self, request: MotionControl) -> Prepared:
         """Run preflight: check a request and its media; raise InvalidRequest with every problem."""
-        return await preflight(request, self._settings, self._media, self._clock)
+        async with self._preflights:
+            return await preflight(request, self._settings, self._media, self._clock)
 
     async def submit_prepared(
         self, prepared: Prepared, *, callback: bool = True, absent: bool = False

@@ -92,7 +92,7 @@ async def post(
             response_body = await _read(response, body_timeout_s)
     except AddressForbidden as error:
         return Outcome(False, str(error)), b""
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
+    except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
         return Outcome(False, f"{type(error).__name__}: {error}"[:500]), b""
     status = response.status_code
     if response.is_success:

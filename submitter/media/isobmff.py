@@ -14,7 +14,7 @@ from submitter.media.check import MediaFacts
 Reading = Generator[tuple[int, int], bytes, MediaFacts]
 
 BOX_MAX = 16 * 1024 * 1024
-BOXES_MAX = 20_000
+BOXES_MAX = 20_000  # of one file, at all depths together: its parse takes milliseconds, whatever it holds
 _UNKNOWN = (0xFFFFFFFF, 0xFFFFFFFFFFFFFFFF)
 _OLD_MOV = (b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot")
 _STILL = {b"heic": "heic", b"heix": "heic", b"mif1": "heic", b"msf1": "heic", b"avif": "avif", b"avis": "avif"}
@@ -22,6 +22,41 @@ _STILL = {b"heic": "heic", b"heix": "heic", b"mif1": "heic", b"msf1": "heic", b"
 
 class Unreadable(Exception):
     """The file is damaged or incomplete; the message states how."""
+
+
+class _Walk:
+    """Walks the boxes of one file, and counts them: at most BOXES_MAX at all depths together."""
+
+    def __init__(self) -> None:
+        self._left = BOXES_MAX
+
+    def count(self) -> None:
+        """Count one box; raise Unreadable beyond the limit."""
+        self._left -= 1
+        if self._left < 0:
+            raise Unreadable(f"it has more than {BOXES_MAX} boxes")
+
+    def boxes(self, data: memoryview, start: int = 0) -> Iterator[tuple[bytes, memoryview]]:
+        """Yield the type and the body of each box in `data`."""
+        while start + 8 <= len(data):
+            self.count()
+            length, kind = struct.unpack_from(">I4s", data, start)
+            header = 8
+            if length == 1 and start + 16 <= len(data):
+                length, header = struct.unpack_from(">Q", data, start + 8)[0], 16
+            elif length == 0:
+                length = len(data) - start
+            if length < header:
+                return
+            yield kind, data[start + header : start + length]
+            start += length
+
+    def find(self, data: memoryview, *path: bytes) -> memoryview | None:
+        """Return the body of the first box at `path`, or None."""
+        for kind, body in self.boxes(data):
+            if kind == path[0]:
+                return body if len(path) == 1 else self.find(body, *path[1:])
+        return None
 
 
 class _Track(NamedTuple):
@@ -63,27 +98,29 @@ def sniff(head: bytes) -> str | None:
 
 def read_movie(format: str, size: int) -> Reading:
     """Parse an MP4 or MOV file of `size` bytes; raise Unreadable."""
+    walk = _Walk()
     track: _Track | None = None
-    movie = b""
+    movie = memoryview(b"")
     fragments_s = indexed_s = 0.0
     offset = 0
-    for _ in range(BOXES_MAX):
-        if offset + 8 > size:
-            break
+    while offset + 8 <= size:
+        walk.count()
         head = yield offset, min(16, size - offset)
+        if len(head) < min(16, size - offset):
+            raise Unreadable(f"the file ends at byte {offset + len(head)}, before its stated {size} bytes")
         kind, header, length = _box_at(head, offset, size)
         if kind in (b"moov", b"moof", b"sidx"):
             if length > BOX_MAX or offset + length > size:
                 raise Unreadable(f"the file ends inside its {kind.decode()} box")
-            body = yield offset + header, length - header
+            body = memoryview((yield offset + header, length - header))
             if kind == b"moov":
-                movie, track = body, _video_track(body)
+                movie, track = body, _video_track(walk, body)
                 if track.duration_s is not None:
                     break
             elif kind == b"sidx":
                 indexed_s = indexed_s or _sidx_s(body)
             elif track is not None and not indexed_s:
-                fragments_s += _fragment_s(body, track, movie)
+                fragments_s += _fragment_s(walk, body, track, movie)
         if track is not None and indexed_s:
             break
         offset += length
@@ -107,41 +144,20 @@ def _box_at(head: bytes, offset: int, size: int) -> tuple[bytes, int, int]:
     return kind, header, length
 
 
-def _boxes(data: bytes, start: int = 0) -> Iterator[tuple[bytes, bytes]]:
-    while start + 8 <= len(data):
-        length, kind = struct.unpack_from(">I4s", data, start)
-        header = 8
-        if length == 1 and start + 16 <= len(data):
-            length, header = struct.unpack_from(">Q", data, start + 8)[0], 16
-        elif length == 0:
-            length = len(data) - start
-        if length < header:
-            return
-        yield kind, data[start + header : start + length]
-        start += length
-
-
-def _find(data: bytes, *path: bytes) -> bytes | None:
-    for kind, body in _boxes(data):
-        if kind == path[0]:
-            return body if len(path) == 1 else _find(body, *path[1:])
-    return None
-
-
-def _video_track(movie: bytes) -> _Track:
+def _video_track(walk: _Walk, movie: memoryview) -> _Track:
     try:
-        header = _find(movie, b"mvhd")
+        header = walk.find(movie, b"mvhd")
         movie_scale, movie_duration = _scale_and_duration(header) if header else (0, 0)
-        for kind, trak in _boxes(movie):
-            handler = _find(trak, b"mdia", b"hdlr") if kind == b"trak" else None
-            if handler is not None and handler[8:12] == b"vide":
-                return _track(trak, movie, movie_scale, movie_duration)
+        for kind, trak in walk.boxes(movie):
+            handler = walk.find(trak, b"mdia", b"hdlr") if kind == b"trak" else None
+            if handler is not None and bytes(handler[8:12]) == b"vide":
+                return _track(walk, trak, movie, movie_scale, movie_duration)
     except (struct.error, IndexError) as error:
         raise Unreadable(f"the moov box is damaged: {error}") from error
     raise Unreadable("no video track")
 
 
-def _scale_and_duration(full_box: bytes) -> tuple[int, int]:
+def _scale_and_duration(full_box: memoryview) -> tuple[int, int]:
     if full_box[0] == 1:
         scale, duration = struct.unpack_from(">IQ", full_box, 20)
     else:
@@ -149,9 +165,9 @@ def _scale_and_duration(full_box: bytes) -> tuple[int, int]:
     return scale, 0 if duration in _UNKNOWN else duration
 
 
-def _track(trak: bytes, movie: bytes, movie_scale: int, movie_duration: int) -> _Track:
-    tkhd, mdhd = _find(trak, b"tkhd"), _find(trak, b"mdia", b"mdhd")
-    stsd = _find(trak, b"mdia", b"minf", b"stbl", b"stsd")
+def _track(walk: _Walk, trak: memoryview, movie: memoryview, movie_scale: int, movie_duration: int) -> _Track:
+    tkhd, mdhd = walk.find(trak, b"tkhd"), walk.find(trak, b"mdia", b"mdhd")
+    stsd = walk.find(trak, b"mdia", b"minf", b"stbl", b"stsd")
     if tkhd is None or mdhd is None or stsd is None:
         raise Unreadable("the video track lacks tkhd, mdhd or stsd")
     wide = tkhd[0] == 1
@@ -161,13 +177,13 @@ def _track(trak: bytes, movie: bytes, movie_scale: int, movie_duration: int) -> 
     a, b, _, c, d = struct.unpack_from(">5i", tkhd, matrix_at)
     width, height = (value >> 16 for value in struct.unpack_from(">II", tkhd, matrix_at + 36))
     coded = struct.unpack_from(">HH", stsd, 8 + 32)
-    ratio = _pixel_ratio(stsd)
+    ratio = _pixel_ratio(walk, stsd)
     if not width or not height:
         width, height = round(coded[0] * ratio), coded[1]
     if a == 0 and d == 0 and b and c:  # rotated by 90 or 270 degrees
         width, height, coded = height, width, (coded[1], coded[0])
     timescale, media_duration = _scale_and_duration(mdhd)
-    mehd = _find(movie, b"mvex", b"mehd")
+    mehd = walk.find(movie, b"mvex", b"mehd")
     fragments = struct.unpack_from(">Q" if mehd[0] else ">I", mehd, 4)[0] if mehd else 0
     duration_s = None
     for ticks, scale in (
@@ -182,15 +198,15 @@ def _track(trak: bytes, movie: bytes, movie_scale: int, movie_duration: int) -> 
     return _Track(id, coded, (width, height), duration_s, timescale)
 
 
-def _pixel_ratio(stsd: bytes) -> float:
-    for kind, body in _boxes(stsd, 8 + 86):  # after the fixed fields of the visual sample entry
+def _pixel_ratio(walk: _Walk, stsd: memoryview) -> float:
+    for kind, body in walk.boxes(stsd, 8 + 86):  # after the fixed fields of the visual sample entry
         if kind == b"pasp":
             horizontal, vertical = struct.unpack_from(">II", body)
             return horizontal / vertical if horizontal and vertical else 1.0
     return 1.0
 
 
-def _sidx_s(body: bytes) -> float:
+def _sidx_s(body: memoryview) -> float:
     try:
         timescale = struct.unpack_from(">I", body, 8)[0]
         at = 4 + 8 + (16 if body[0] else 8) + 2
@@ -201,36 +217,38 @@ def _sidx_s(body: bytes) -> float:
     return float(ticks / timescale) if timescale else 0.0
 
 
-def _fragment_s(moof: bytes, track: _Track, movie: bytes) -> float:
+def _fragment_s(walk: _Walk, moof: memoryview, track: _Track, movie: memoryview) -> float:
     ticks = 0
     try:
-        for kind, traf in _boxes(moof):
-            tfhd = _find(traf, b"tfhd") if kind == b"traf" else None
+        for kind, traf in walk.boxes(moof):
+            tfhd = walk.find(traf, b"tfhd") if kind == b"traf" else None
             if tfhd is None or struct.unpack_from(">I", tfhd, 4)[0] != track.id:
                 continue
             flags = int.from_bytes(tfhd[1:4], "big")
-            default = _default_duration(movie, track.id)
+            default = _default_duration(walk, movie, track.id)
             if flags & 0x08:
                 at = 8 + (8 if flags & 0x01 else 0) + (4 if flags & 0x02 else 0)
                 default = struct.unpack_from(">I", tfhd, at)[0]
-            ticks += sum(_run_ticks(run, default) for name, run in _boxes(traf) if name == b"trun")
+            ticks += sum(_run_ticks(run, default) for name, run in walk.boxes(traf) if name == b"trun")
     except (struct.error, IndexError) as error:
         raise Unreadable(f"a fragment is damaged: {error}") from error
     return float(ticks / track.timescale) if track.timescale else 0.0
 
 
-def _default_duration(movie: bytes, track_id: int) -> int:
-    for kind, body in _boxes(_find(movie, b"mvex") or b""):
+def _default_duration(walk: _Walk, movie: memoryview, track_id: int) -> int:
+    for kind, body in walk.boxes(walk.find(movie, b"mvex") or memoryview(b"")):
         if kind == b"trex" and struct.unpack_from(">I", body, 4)[0] == track_id:
             return int(struct.unpack_from(">I", body, 12)[0])
     return 0
 
 
-def _run_ticks(run: bytes, default: int) -> int:
+def _run_ticks(run: memoryview, default: int) -> int:
     flags = int.from_bytes(run[1:4], "big")
     count = struct.unpack_from(">I", run, 4)[0]
     if not flags & 0x100:
         return int(count) * default
     at = 8 + (4 if flags & 0x01 else 0) + (4 if flags & 0x04 else 0)
     stride = 4 * (flags & 0xF00).bit_count()
-    return sum(struct.unpack_from(">I", run, at + stride * i)[0] for i in range(min(count, len(run) // stride)))
+    samples = run[at : at + stride * min(count, len(run) // stride)]
+    whole = samples[: len(samples) - len(samples) % stride]
+    return sum(ticks for (ticks,) in struct.iter_unpack(f">I{stride - 4}x", whole))

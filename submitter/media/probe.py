@@ -26,6 +26,7 @@ from submitter.media.isobmff import Reading, Unreadable, read_movie, sniff
 CHUNK = 64 * 1024
 REMOTE_MAX = 8 * 1024 * 1024
 REMOTE_REQUESTS = 24
+TIMEOUT_S = 30.0  # of one probe: beyond it, the medium is not checked
 
 ReadAt = Callable[[int, int], Awaitable[bytes]]
 
@@ -60,7 +61,7 @@ def open_medium(field: str, value: str | Path, *, inline: bool) -> Medium | Prob
     """Return the medium that `value` denotes: a URL, a file, or (if `inline`) base64; or the problem with it."""
     if isinstance(value, str):
         if value.startswith(("http://", "https://")):
-            return Medium(field, url=value)
+            return Medium(field, url=value) if _is_url(value) else _not_a_url(field, value)
         raw = value.partition("base64,")[2] if value.startswith("data:") else value
         decoded = _decode(raw) if len(raw) > 255 or value.startswith("data:") else None
         if decoded is not None and inline:
@@ -91,13 +92,27 @@ def digest(medium: Medium) -> str:
         return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
 
 
+def _is_url(value: str) -> bool:
+    """Return whether a URL has a host whose name can be looked up."""
+    try:
+        host = httpx.URL(value).host
+        return bool(host) and ".." not in host and not host.startswith(".")
+    except (httpx.InvalidURL, UnicodeError):
+        return False
+
+
+def _not_a_url(field: str, value: str) -> Problem:
+    return Problem(field, repr(redact(value[:120])), "a URL with a valid host", "Correct the URL's host.")
+
+
 async def probe(medium: Medium, client: httpx.AsyncClient) -> Probe:
     """Probe a medium, reading as few of its bytes as possible. A failure is returned, not raised."""
     try:
         if medium.url is not None:
             remote = _Remote(client, medium.url)
-            await remote.open()
-            return Probe(await _facts(remote.read, remote.size))
+            async with asyncio.timeout(TIMEOUT_S):
+                await remote.open()
+                return Probe(await _facts(remote.read, remote.size))
         if medium.path is not None:
             path = medium.path
             return Probe(
@@ -114,7 +129,7 @@ async def probe(medium: Medium, client: httpx.AsyncClient) -> Probe:
     except Unreadable as error:
         remedy = "Export the file again, and check that it plays."
         return Probe(problems=(Problem(medium.field, str(error), "a complete file", remedy),))
-    except (CannotProbe, httpx.HTTPError, httpx.InvalidURL, OSError) as error:
+    except (CannotProbe, httpx.HTTPError, httpx.InvalidURL, UnicodeError, OSError, TimeoutError) as error:
         reason = str(error) or type(error).__name__
         return Probe(warning=redact(f"{medium.field} was not checked: {reason}"))
 
@@ -130,7 +145,7 @@ async def _facts(read: ReadAt, size: int | None) -> MediaFacts:
         width, height = -1, -1
         for length in (CHUNK, 16 * CHUNK, REMOTE_MAX - 32 * CHUNK):  # the size in a JPEG follows its metadata
             start = await read(0, length)
-            width, height = imagesize.get(io.BytesIO(start))
+            width, height = await asyncio.to_thread(imagesize.get, io.BytesIO(start))
             if width > 0 or len(start) < length:
                 break
         if width <= 0:
@@ -140,10 +155,18 @@ async def _facts(read: ReadAt, size: int | None) -> MediaFacts:
 
 
 async def _drive(reading: Reading, read: ReadAt) -> MediaFacts:
+    """Run the parser in a thread: the event loop must not stop while it works on a large box."""
+    step: tuple[int, int] | MediaFacts = next(reading)
+    while isinstance(step, tuple):
+        data = await read(*step)
+        step = await asyncio.to_thread(_step, reading, data)
+    return step
+
+
+def _step(reading: Reading, data: bytes) -> tuple[int, int] | MediaFacts:
+    """Send the parser its bytes; return what it asks for next, or its result."""
     try:
-        offset, length = next(reading)
-        while True:
-            offset, length = reading.send(await read(offset, length))
+        return reading.send(data)
     except StopIteration as done:
         facts: MediaFacts = done.value
         return facts

@@ -10,14 +10,15 @@ import msgspec
 
 from submitter.callback_url import redact
 from submitter.errors import Unintelligible
+from submitter.safe_json import NotJson, read_json
 from submitter.task import RAW_MAX
 
 
 def read_object(body: bytes | str) -> dict[str, Any]:
     """Parse a JSON object; raise Unintelligible for anything else."""
     try:
-        value = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+        value = read_json(body)
+    except NotJson as error:
         raise Unintelligible(f"not JSON: {error}") from None
     if not isinstance(value, dict):
         raise Unintelligible(f"expected a JSON object, not {type(value).__name__}")

@@ -1,6 +1,8 @@
 """`POST /events`: a CloudEvent in any binding becomes a task. The reference SDK creates the events."""
 
+import asyncio
 import base64
+import struct
 from typing import Any
 
 import httpx
@@ -102,10 +104,15 @@ async def test_cloudevents_and_event_grid_handshakes_are_answered(url: str, clie
 async def test_an_invalid_event_is_refused_with_its_reason_and_creates_no_task(
     world: World, url: str, client: httpx.AsyncClient
 ) -> None:
+    (world.media / "boxes.mp4").write_bytes(_movie_of_empty_boxes(7 * 1024 * 1024))
     for changes, status, reason in (
         ({"image": "/etc/passwd"}, 400, "Events cannot refer to local files"),
         ({"character_orientation": "sideways"}, 400, "character_orientation"),
         ({"vendor": "acme"}, 400, "acme"),
+        ({"vendor": "oxen"}, 400, "a vendor with credentials at this receiver: kling"),
+        ({"image": "https://a..b/girl.png"}, 400, "a URL with a valid host"),
+        ({"image": "https://xn--a/girl.png"}, 400, "a URL with a valid host"),
+        ({"video": f"{world.hook_url}/files/boxes.mp4"}, 400, "boxes"),
     ):
         message = to_structured_event(event(world, "order-1", **changes))
         answer = await client.post(url, content=message.body, headers=message.headers | BEARER)
@@ -116,6 +123,44 @@ async def test_an_invalid_event_is_refused_with_its_reason_and_creates_no_task(
     first, other = (to_structured_event(event(world, "order-1", prompt=prompt)) for prompt in ("a", "b"))
     assert (await client.post(url, content=first.body, headers=first.headers | BEARER)).status_code == 202
     assert (await client.post(url, content=other.body, headers=other.headers | BEARER)).status_code == 409
+
+
+def _movie_of_empty_boxes(size: int) -> bytes:
+    return b"\0\0\0\x18ftypmp42" + bytes(12) + struct.pack(">I4s", size + 8, b"moov") + b"\0\0\0\x08free" * (size // 8)
+
+
+@pytest.mark.parametrize(
+    ("headers", "body"),
+    [
+        ({}, b"[" * 500_000),
+        ({"ce-specversion": "1.0"}, b'{"a":' * 100_000),
+        ({"content-type": "application/cloudevents-batch+json"}, b"[" + b"{}," * 100 + b"{}]"),
+        ({"aeg-event-type": "SubscriptionValidation"}, b"\xff"),
+        ({"aeg-event-type": "SubscriptionValidation"}, b'["\xff"]'),
+        ({"aeg-event-type": "SubscriptionValidation"}, b"[" * 500_000),
+        ({}, b'{"subscription": "s", "message": {"attributes": [1], "data": "e30="}}'),
+        ({}, b'{"subscription": "s", "message": {"attributes": "ce-specversion", "data": "e30="}}'),
+        ({}, b'{"subscription": "s", "message": {"data": "\xc3\x28"}}'),
+        ({"content-type": "application/cloudevents+json"}, b'{"data_base64": 7, "data": 1}'),
+    ],
+)  # fmt: skip
+async def test_a_malformed_body_is_answered_with_400(
+    url: str, client: httpx.AsyncClient, headers: dict[str, str], body: bytes
+) -> None:
+    answer = await client.post(url, content=body, headers=headers | BEARER)
+    assert (answer.status_code, answer.headers["content-type"]) == (400, "application/problem+json"), answer.text
+
+
+async def test_a_body_that_does_not_end_is_answered_with_408(
+    world: World, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("receiver.task_requests.READ_TIMEOUT_S", 0.1)
+    address = httpx.URL(world.receiver_url)
+    reader, writer = await asyncio.open_connection(address.host, address.port)
+    writer.write(f"POST /events?access_token={TOKEN} HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n{{".encode())
+    async with asyncio.timeout(10):
+        assert b" 408 " in await reader.readline()
+    writer.close()
 
 
 async def test_a_batch_with_a_failed_event_is_answered_after_all_others_are_submitted(

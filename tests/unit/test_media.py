@@ -1,6 +1,7 @@
 """Preflight of media: the probe agrees with FFmpeg and Pillow and reads few bytes; limits are checked."""
 
 import io
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from PIL import Image
 from submitter.egress import guarded_client
 from submitter.errors import Problem
 from submitter.media.check import MediaFacts, check_media
-from submitter.media.isobmff import Unreadable, read_movie, sniff
+from submitter.media.isobmff import BOXES_MAX, Unreadable, read_movie, sniff
 from submitter.media.probe import Medium, open_medium, probe
 from submitter.request import MotionControl, check_request
 from submitter.sandbox.media import make_video
@@ -47,6 +48,22 @@ def remux(data: bytes, folder: Path, name: str, *, format: str = "mp4", **option
 
 
 VIDEO = make_video(4, 480, 360)
+
+
+def test_a_file_that_is_shorter_than_its_server_states_is_unreadable() -> None:
+    reading = read_movie("mp4", 1000)
+    assert next(reading) == (0, 16)
+    with pytest.raises(Unreadable, match="the file ends at byte 5, before its stated 1000 bytes"):
+        reading.send(b"\0\0\0\x18f")
+
+
+@pytest.mark.parametrize("depth", [0, 1, 2])
+def test_boxes_are_bounded_at_every_depth(depth: int) -> None:
+    boxes = struct.pack(">I4s", 8, b"free") * (BOXES_MAX + 1)
+    for kind in (b"mdia", b"trak")[2 - depth :]:
+        boxes = struct.pack(">I4s", len(boxes) + 8, kind) + boxes
+    with pytest.raises(Unreadable, match=f"more than {BOXES_MAX} boxes"):
+        read(b"\0\0\0\x08ftyp" + struct.pack(">I4s", len(boxes) + 8, b"moov") + boxes)
 
 
 @pytest.mark.parametrize(

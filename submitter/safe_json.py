@@ -1,0 +1,22 @@
+"""JSON from outside (requests, callbacks, answers): one error for whatever is not JSON. Pure."""
+
+from typing import Any
+
+import msgspec
+
+
+class NotJson(Exception):
+    """The text is not JSON, not UTF-8, or nested too deeply; the message states which."""
+
+
+def read_json(text: bytes | str) -> Any:
+    """Parse JSON of unknown origin; raise NotJson.
+
+    A parser's own errors are not enough: invalid UTF-8 and deep nesting raise other ones.
+    """
+    try:
+        return msgspec.json.decode(text)
+    except RecursionError:
+        raise NotJson("it is nested too deeply") from None
+    except (msgspec.DecodeError, UnicodeError) as error:
+        raise NotJson(str(error)) from None
