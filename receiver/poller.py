@@ -13,11 +13,11 @@ import structlog
 from submitter.callback_url import redact_body
 from submitter.clock import Clock
 from submitter.errors import Unintelligible, VendorRefused
-from submitter.http import VendorHttp
+from submitter.http import Outcome, VendorHttp
 from submitter.ledger.base import Quarantined, Tasks
 from submitter.ledger.observe import observe
 from submitter.observation import NoAnswer, Observation
-from submitter.queries import QueryOutcome, run_queries
+from submitter.queries import run_queries
 from submitter.settings import VendorSettings
 from submitter.task import Task
 from submitter.vendors.base import HttpAnswer, Query
@@ -83,7 +83,7 @@ class Poller:
 
         await run_queries(self._http, queries, partial(self._apply_answer, settings))
 
-    async def _apply_answer(self, settings: VendorSettings, query: Query, outcome: QueryOutcome) -> tuple[Query, ...]:
+    async def _apply_answer(self, settings: VendorSettings, query: Query, outcome: Outcome) -> tuple[Query, ...]:
         name = settings.vendor.name
         self.polled += len(query.tasks)
         try:

@@ -19,18 +19,27 @@ import msgspec
 import structlog
 
 from submitter.clock import Clock
-from submitter.errors import IdConflict, SubmissionUnknown, Unintelligible, VendorRefused
-from submitter.http import NotSent, Unanswered, VendorHttp
+from submitter.errors import IdConflict, LedgerUnavailable, SubmissionUnknown, Unintelligible, VendorRefused
+from submitter.http import NotSent, Outcome, Unanswered, VendorHttp
 from submitter.ledger.base import Tasks
 from submitter.ledger.observe import observe
-from submitter.observation import CreateRefused, FailedOver, Observation, OutcomeUnknown, Report, SendLease
+from submitter.observation import (
+    CreateRefused,
+    CreateUnclear,
+    FailedOver,
+    Observation,
+    OutcomeUnknown,
+    Report,
+    SendLease,
+)
 from submitter.schedule import LOOK_FOR_S, OUTAGE_BACKOFF, SLOT_BACKOFF, PollPolicy
 from submitter.settings import VendorSettings
 from submitter.task import NOT_ANSWERED, Task, TaskStatus, refusals_of
-from submitter.vendors.base import HttpAnswer, HttpRequest, Vendor
+from submitter.vendors.base import HttpRequest, Vendor
 
 SENDING_LEASE_S = 15.0
 CONNECT_TRIES = 5
+STORE_DELAYS_S = (1.0, 2.0, 4.0, 8.0, 15.0)
 SEND_TRIES = 3
 
 BuildRequest = Callable[[str], Awaitable[HttpRequest]]
@@ -80,21 +89,21 @@ class Creator:
         self._lease_ms = int(sending_lease_s * 1000)
         self._queues: dict[str, asyncio.Lock] = {}
 
-    def send_lease(self, lease_owner: str, *, begins: bool = False, renews: bool = False) -> SendLease:
+    def send_lease(
+        self, lease_owner: str | None, *, begins: bool = False, renews: bool = False, absent: bool = False
+    ) -> SendLease:
         """Return a lease to send for `lease_owner`, from now on."""
-        return SendLease(lease_owner, self._clock.now_ms() + self._lease_ms, begins, renews)
+        return SendLease(lease_owner or "", self._clock.now_ms() + self._lease_ms, begins, renews, absent)
 
-    async def create(
-        self, task: Task, build: BuildRequest, candidates: Sequence[Candidate], *, may_exist: bool
-    ) -> Task:
+    async def create(self, task: Task, build: BuildRequest, candidates: Sequence[Candidate]) -> Task:
         """Send the create request until its outcome is known, and return the created task.
 
         The candidates are tried in order. If all definitely refuse, the first one with a temporary
-        refusal is retried. `may_exist`: the first candidate may have the task already. Raises
-        VendorRefused, SubmissionUnknown, and IdConflict if the id was used before at the vendor.
+        refusal is retried. Before the first send, a vendor that may have the task already is asked for it.
+        Raises VendorRefused, SubmissionUnknown, and IdConflict if the id was used before at the vendor.
         """
         async with self._renewed_lease(task):
-            if may_exist:
+            if task.may_have_been_sent:
                 found = await self._look_up(task, candidates[0].settings)
                 if found is not None:
                     return found
@@ -120,7 +129,7 @@ class Creator:
                         refusal = refused
             if self._metrics is not None:
                 self._metrics.refused(refusal.vendor, retryable=refusal.retryable)
-            await self.observe(task.external_task_id, CreateRefused(str(refusal)))
+            await self._record_refusal(task, str(refusal))
             raise refusal.after(refusals_of(task)) if task.refused_by else refusal
 
     async def move_to(self, task: Task, candidate: Candidate, reason: str | None) -> Task:
@@ -128,7 +137,11 @@ class Creator:
         if task.vendor == candidate.name:
             return task
         log.warning("create.diverted", external_task_id=task.external_task_id, to=candidate.name, reason=reason)
-        return await self.observe(task.external_task_id, FailedOver(candidate.name, candidate.poll_policy, reason))
+        failed_over = FailedOver(candidate.name, candidate.poll_policy, reason, task.lease_owner)
+        moved = await self.observe(task.external_task_id, failed_over)
+        if (moved.vendor, moved.lease_owner) != (candidate.name, task.lease_owner):
+            raise _taken_over(task)
+        return moved
 
     async def _create_at(self, candidate: Candidate, task: Task, build: BuildRequest, *, retries_here: bool) -> Task:
         """Return the task that this vendor created; raise VendorRefused if it definitely created none.
@@ -140,12 +153,11 @@ class Creator:
             others = await self._ledger.open_tasks(candidate.name) - 1
             if others >= vendor.parallel:
                 raise _limit_reached(candidate.name, vendor.parallel)
-        sent_before = task.may_have_been_sent
         for _ in range(SEND_TRIES):
-            created = await self._send(task, build, vendor, retries_here=retries_here, sent_before=sent_before)
-            sent_before = True
+            created = await self._send(task, build, vendor, retries_here=retries_here)
             if isinstance(created, Task):
                 return created
+            await self.observe(task.external_task_id, CreateUnclear(task.lease_owner))
             found = await self._look_up(task, vendor)
             if found is not None:
                 return found
@@ -154,12 +166,12 @@ class Creator:
         return await self._unknown(task, f"{task.vendor} answered none of {SEND_TRIES} creates, and has no such task")
 
     async def _send(
-        self, task: Task, build: BuildRequest, vendor: VendorSettings, *, retries_here: bool, sent_before: bool
+        self, task: Task, build: BuildRequest, vendor: VendorSettings, *, retries_here: bool
     ) -> Task | VendorRefused | None:
         """Send the request, and again after temporary refusals.
 
-        Return the created task. If the outcome is unknown, return the vendor's error or None. `sent_before`: an
-        earlier create of this task may have reached the vendor, so that a duplicate may be this task itself.
+        Return the created task. If the outcome is unknown, return the vendor's error or None. A duplicate may be
+        this task itself if an earlier create of it got no clear answer.
         """
         attempt = unreached = expired = 0
         queue = self._queues.setdefault(task.vendor, asyncio.Lock())
@@ -170,21 +182,21 @@ class Creator:
             while True:
                 request = await self._build_or_refuse(task, build, vendor.vendor.name)
                 # Before every send: a process that was suspended for longer than the lease has lost it.
-                lease = self.send_lease(task.lease_owner or "", begins=True)
+                lease = self.send_lease(task.lease_owner, begins=True)
                 current = await self.observe(task.external_task_id, lease)
                 if current.status not in NOT_ANSWERED:
                     return current
                 if current.lease_owner != task.lease_owner or current.vendor != vendor.vendor.name:
-                    return None
+                    raise _taken_over(task)
                 result = _read_create(vendor.vendor, await self.http.run(request, fresh=True))
                 if isinstance(result, Report):
-                    return await self.observe(task.external_task_id, result)
+                    return await self._store_created(task, result)
                 if isinstance(result, SubmissionUnknown):
                     log.warning("create.ambiguous", external_task_id=task.external_task_id, reason=str(result))
                     return result.refusal
                 refusal = result
                 if refusal.duplicate:
-                    if sent_before:
+                    if task.vendor in current.unanswered_since_ms:
                         return refusal
                     raise await self._conflict(task)
                 unreached += refusal.http_status == 0
@@ -211,8 +223,30 @@ class Creator:
         try:
             return await build(vendor)
         except Exception as error:
-            await self.observe(task.external_task_id, CreateRefused(f"the request was not sent: {error}"))
+            await self._record_refusal(task, f"the request was not sent: {error}")
             raise
+
+    async def _record_refusal(self, task: Task, reason: str) -> None:
+        """Record that the last create made no task; raise SubmissionUnknown if this submitter is not its owner."""
+        observed = await self.observe(task.external_task_id, CreateRefused(reason, task.lease_owner))
+        if observed.status is not TaskStatus.REFUSED:
+            raise _taken_over(task)
+
+    async def _store_created(self, task: Task, report: Report) -> Task:
+        """Store the task that the vendor created: it is paid for, so a busy ledger is asked again for a while."""
+        for delay_s in STORE_DELAYS_S:
+            try:
+                return await self.observe(task.external_task_id, report)
+            except LedgerUnavailable as error:
+                log.error(
+                    "create.not_stored",
+                    external_task_id=task.external_task_id,
+                    vendor=task.vendor,
+                    task_id=report.task_id,
+                    reason=str(error),
+                )
+            await self._clock.sleep(delay_s)
+        return await self.observe(task.external_task_id, report)
 
     async def _slot_or_delay(self, vendor: str, delay_s: float) -> None:
         """Return after `delay_s`, or as soon as one of the ledger's tasks at this vendor ends."""
@@ -270,7 +304,7 @@ class Creator:
     async def _conflict(self, task: Task) -> IdConflict:
         """Record that no task was created, since the id was used before at the vendor; return the error."""
         conflict = IdConflict(task.external_task_id, vendor=task.vendor)
-        await self.observe(task.external_task_id, CreateRefused(str(conflict)))
+        await self._record_refusal(task, str(conflict))
         return conflict
 
     async def _pause(self, external_task_id: str, pause_s: float) -> Task:
@@ -285,7 +319,7 @@ class Creator:
             await self._clock.wait_for_change(self._ledger, version, left_s)
 
     async def _unknown(self, task: Task, reason: str) -> Task:
-        observed = await self.observe(task.external_task_id, OutcomeUnknown(reason))
+        observed = await self.observe(task.external_task_id, OutcomeUnknown(reason, task.lease_owner))
         if observed.status not in NOT_ANSWERED:
             return observed
         raise SubmissionUnknown(
@@ -306,7 +340,8 @@ class Creator:
         async def renew() -> None:
             while True:
                 await self._clock.sleep(self._lease_ms / 3000)
-                await self.observe(task.external_task_id, self.send_lease(task.lease_owner or "", renews=True))
+                with suppress(LedgerUnavailable):  # it is renewed next time; before a send it is taken again
+                    await self.observe(task.external_task_id, self.send_lease(task.lease_owner, renews=True))
 
         renewal = asyncio.create_task(renew())
         try:
@@ -317,9 +352,7 @@ class Creator:
                 await renewal
 
 
-def _read_create(
-    vendor: Vendor, outcome: HttpAnswer | NotSent | Unanswered
-) -> Report | VendorRefused | SubmissionUnknown:
+def _read_create(vendor: Vendor, outcome: Outcome) -> Report | VendorRefused | SubmissionUnknown:
     """Return what the outcome of sending a create means."""
     match outcome:
         case Unanswered(reason):
@@ -330,6 +363,13 @@ def _read_create(
         return vendor.read_create(outcome)
     except (SubmissionUnknown, VendorRefused) as error:
         return error
+
+
+def _taken_over(task: Task) -> SubmissionUnknown:
+    return SubmissionUnknown(
+        f"{task.external_task_id}: another submitter has taken this task over, since this one was stopped for longer"
+        f" than its lease. `kling-relay tasks show {task.external_task_id}` shows what becomes of it."
+    )
 
 
 def _unreachable(vendor: str, reason: str) -> VendorRefused:

@@ -1,7 +1,7 @@
 """The HTTP client for vendors: sends an `HttpRequest`, returns an answer, `NotSent` or `Unanswered`.
 
-Only a connection error is `NotSent`: repeating the request is safe. Every other failure is
-`Unanswered`: the vendor may have acted. A request that must not be repeated uses a fresh connection,
+A connection error and a request that cannot be built are `NotSent`: repeating the request is safe. Every
+other failure is `Unanswered`: the vendor may have acted. A request that must not be repeated uses a fresh connection,
 because a kept-alive connection that the vendor has closed would look like `Unanswered`.
 """
 
@@ -29,6 +29,9 @@ class Unanswered(msgspec.Struct, frozen=True):
     reason: str
 
 
+Outcome = HttpAnswer | NotSent | Unanswered
+
+
 class VendorHttp:
     """Sends requests to vendors. Follows no redirects. Timeouts in seconds."""
 
@@ -43,7 +46,7 @@ class VendorHttp:
             timeout=timeout, verify=verify, limits=httpx.Limits(max_connections=20), follow_redirects=False
         )
 
-    async def run(self, request: HttpRequest, *, fresh: bool = False) -> HttpAnswer | NotSent | Unanswered:
+    async def run(self, request: HttpRequest, *, fresh: bool = False) -> Outcome:
         """Send `request`; with `fresh`, on a new connection."""
         client = self._once if fresh else self._kept
         try:
@@ -59,7 +62,10 @@ class VendorHttp:
                 return HttpAnswer(response.status_code, headers, bytes(body))
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             return NotSent(_reason(error))
-        except (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL, UnicodeError) as error:
+        except (httpx.LocalProtocolError, httpx.UnsupportedProtocol, httpx.InvalidURL, UnicodeError) as error:
+            # The library's text would show the value of a header, which is the API key.
+            return NotSent(f"the request cannot be built ({type(error).__name__}): check the API key and the base URL")
+        except (httpx.HTTPError, httpx.StreamError) as error:
             return Unanswered(_reason(error))
 
     @asynccontextmanager

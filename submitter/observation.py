@@ -47,33 +47,44 @@ class SendLease(msgspec.Struct, frozen=True):
     """The lease to send the create request: `lease_owner` holds it until `until_ms`.
 
     `begins`: the owner is about to send. `renews`: extend a lease that the owner still holds; a renewal
-    that arrives after the lease was released does not take it again.
+    that arrives after the lease was released does not take it again. `absent`: a person states that the
+    vendor has no task of this request.
     """
 
     lease_owner: str
     until_ms: int
     begins: bool = False
     renews: bool = False
+    absent: bool = False
 
 
 class CreateRefused(msgspec.Struct, frozen=True):
-    """No task was created: the request was definitely refused, or not sent."""
+    """The last create of `lease_owner` made no task: it was definitely refused, or not sent."""
 
     message: str
+    lease_owner: str | None
+
+
+class CreateUnclear(msgspec.Struct, frozen=True):
+    """A create of `lease_owner` got no clear answer: whether it made a task is being looked up."""
+
+    lease_owner: str | None
 
 
 class FailedOver(msgspec.Struct, frozen=True):
-    """The request moves to `vendor`: the previous one definitely refused for `reason`, or (None) it starts again."""
+    """`lease_owner` moves to `vendor`: the previous one refused for `reason`, or (None) the request starts again."""
 
     vendor: str
     poll_policy: PollPolicy
     reason: str | None
+    lease_owner: str | None
 
 
 class OutcomeUnknown(msgspec.Struct, frozen=True):
-    """The create request was sent, and its outcome cannot be determined at the moment."""
+    """A create of `lease_owner` was sent, and its outcome cannot be determined at the moment."""
 
     message: str
+    lease_owner: str | None
 
 
 class NoAnswer(msgspec.Struct, frozen=True):
@@ -86,11 +97,10 @@ class Unconfirmed(msgspec.Struct, frozen=True):
     """A report that a poll must confirm first: it is unsigned, or could not be parsed.
 
     `task_id` is the vendor's id from the report: with it the vendor can be polled even if the answer
-    to create was lost. `by_vendor` is False if a person made the report.
+    to create was lost.
     """
 
     task_id: str | None = None
-    by_vendor: bool = True
     raw: str = ""
 
 
@@ -107,5 +117,14 @@ class Archived(msgspec.Struct, frozen=True):
 
 
 Observation = (
-    Adopted | Archived | Report | SendLease | CreateRefused | FailedOver | OutcomeUnknown | NoAnswer | Unconfirmed
+    Adopted
+    | Archived
+    | CreateRefused
+    | CreateUnclear
+    | FailedOver
+    | NoAnswer
+    | OutcomeUnknown
+    | Report
+    | SendLease
+    | Unconfirmed
 )

@@ -3,19 +3,18 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 
-from submitter.http import NotSent, Unanswered, VendorHttp
-from submitter.vendors.base import HttpAnswer, Query
+from submitter.http import Outcome, VendorHttp
+from submitter.vendors.base import Query
 
 MAX_CONCURRENT = 8
 """Concurrent queries to one vendor: some vendors take one task per query."""
 
-QueryOutcome = HttpAnswer | NotSent | Unanswered
-Handle = Callable[[Query, QueryOutcome], Awaitable[Sequence[Query]]]
+Handle = Callable[[Query, Outcome], Awaitable[Sequence[Query]]]
 """Handles the outcome of a query as soon as it is there, and returns the queries that it leads to."""
 
 
 async def run_queries(http: VendorHttp, queries: Iterable[Query], handle: Handle) -> None:
-    """Run `queries`, and those that `handle` returns, MAX_CONCURRENT at a time."""
+    """Run `queries`, and those that `handle` returns, MAX_CONCURRENT at a time; raise what `handle` raises first."""
     waiting = list(queries)
 
     async def run() -> None:
@@ -23,6 +22,10 @@ async def run_queries(http: VendorHttp, queries: Iterable[Query], handle: Handle
             query = waiting.pop()
             waiting.extend(await handle(query, await http.run(query.request)))
 
-    async with asyncio.TaskGroup() as group:
-        for _ in range(min(MAX_CONCURRENT, len(waiting))):
-            group.create_task(run())
+    runs = [asyncio.create_task(run()) for _ in range(min(MAX_CONCURRENT, len(waiting)))]
+    try:
+        await asyncio.gather(*runs)
+    finally:
+        for running in runs:
+            running.cancel()
+        await asyncio.gather(*runs, return_exceptions=True)

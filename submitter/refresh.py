@@ -12,11 +12,11 @@ from msgspec.structs import replace
 from submitter.callback_url import redact_body
 from submitter.clock import Clock
 from submitter.errors import Unintelligible, VendorRefused
-from submitter.http import VendorHttp
+from submitter.http import Outcome, VendorHttp
 from submitter.ledger.base import Quarantined, Tasks
 from submitter.ledger.observe import observe
 from submitter.observation import Adopted, Observation, Report
-from submitter.queries import QueryOutcome, run_queries
+from submitter.queries import run_queries
 from submitter.settings import VendorSettings
 from submitter.task import Task, is_leased
 from submitter.vendors.base import Findings, HttpAnswer, Query
@@ -33,11 +33,6 @@ class Refreshed(msgspec.Struct, frozen=True):
     outcome: Literal["answered", "no_answer", "not_asked"]
     message: str
     report: Report | None = None
-
-    @property
-    def is_absent(self) -> bool:
-        """Whether the vendor answered that it does not know the task."""
-        return self.outcome == "answered" and self.report is None
 
 
 def why_not_asked(task: Task, settings: VendorSettings | None, now_ms: int) -> str | None:
@@ -101,7 +96,7 @@ class Refresher:
         def note(task: Task, outcome: Literal["answered", "no_answer"], message: str) -> None:
             results[task.external_task_id] = Refreshed(task, outcome, message)
 
-        async def handle(query: Query, outcome: QueryOutcome) -> Sequence[Query]:
+        async def handle(query: Query, outcome: Outcome) -> Sequence[Query]:
             try:
                 findings = self._read(settings, query, outcome)
             except (VendorRefused, Unintelligible) as error:
@@ -129,7 +124,7 @@ class Refresher:
         missing = Refreshed(tasks[0], "no_answer", "the vendor's answer does not mention it")
         return [results.get(task.external_task_id, replace(missing, task=task)) for task in tasks]
 
-    def _read(self, settings: VendorSettings, query: Query, outcome: QueryOutcome) -> Findings:
+    def _read(self, settings: VendorSettings, query: Query, outcome: Outcome) -> Findings:
         if not isinstance(outcome, HttpAnswer):
             raise Unintelligible(f"no answer from {settings.vendor.name}: {outcome.reason}")
         return settings.vendor.read_query(query, outcome, self._clock.now_s())

@@ -32,13 +32,14 @@ class Reservations:
         self._queues: dict[str, asyncio.Lock] = {}
 
     async def reserve(
-        self, prepared: Prepared, candidates: Sequence[Candidate], *, callback: bool
-    ) -> tuple[Task, bool]:
-        """Return the task with this id, and whether its vendor may have it already.
+        self, prepared: Prepared, candidates: Sequence[Candidate], *, callback: bool, absent: bool = False
+    ) -> Task:
+        """Return the task with this id.
 
         A task that is stored already with the same request is returned unchanged; while its create is
-        unanswered or refused, only after its lease to send was taken over. Raises IdConflict if the stored
-        request differs.
+        unanswered or refused, only after its lease to send was taken over. A refused one waits for a free
+        slot first, as a new one does. `absent`: a person states that the vendor has no task of this request.
+        Raises IdConflict if the stored request differs.
         """
         now_ms = self._clock.now_ms()
         lease_owner = self._clock.new_id()
@@ -59,11 +60,25 @@ class Reservations:
         else:
             reserved = await self._reserve_slot(blank, lease_owner, candidates)
         if reserved.is_new:
-            return reserved.task, False
+            return reserved.task
         different = differences(reserved.task, blank)
         if different:
             raise IdConflict(prepared.external_task_id, different)
-        return await self._take_over(reserved.task, lease_owner, candidates[0])
+        if reserved.task.status is TaskStatus.REFUSED:
+            async with self._queues.setdefault(blank.vendor, asyncio.Lock()):
+                await self._free_slot(candidates)
+                return await self._take_over(reserved.task, lease_owner, candidates[0], absent=absent)
+        return await self._take_over(reserved.task, lease_owner, candidates[0], absent=absent)
+
+    async def _free_slot(self, candidates: Sequence[Candidate]) -> None:
+        """Return as soon as one of the vendors has a free slot."""
+        while True:
+            version = self._ledger.version()
+            for candidate in candidates:
+                slots = candidate.settings.parallel
+                if slots is None or await self._ledger.open_tasks(candidate.name) < slots:
+                    return
+            await self._clock.wait_for_change(self._ledger, version, None)
 
     async def _reserve_slot(self, blank: Task, lease_owner: str, candidates: Sequence[Candidate]) -> Reserved:
         """Store the task as soon as one of the vendors has a free slot; waiting callers are served in order."""
@@ -99,22 +114,20 @@ class Reservations:
                     )
                 await self._clock.wait_for_change(self._ledger, version, None)
 
-    async def _take_over(self, task: Task, lease_owner: str, first: Candidate) -> tuple[Task, bool]:
-        """Wait until another submitter's create is answered, or take over its expired lease to send.
-
-        Return the task, and whether its vendor may have it already.
-        """
+    async def _take_over(self, task: Task, lease_owner: str, first: Candidate, *, absent: bool) -> Task:
+        """Wait until another submitter's create is answered, or take over its expired lease to send."""
         is_waiting = False
         while is_sendable(task):
             version = self._ledger.version()
             task = await self._ledger.get(task.external_task_id)
             now_ms = self._clock.now_ms()
             if may_send(task, now_ms):
-                applied = await self._creator.observe(task.external_task_id, self._creator.send_lease(lease_owner))
+                lease = self._creator.send_lease(lease_owner, absent=absent)
+                applied = await self._creator.observe(task.external_task_id, lease)
                 if applied.lease_owner == lease_owner:
                     if task.status is TaskStatus.REFUSED:  # start again at the first vendor
-                        applied = await self._creator.move_to(applied, first, None)
-                    return applied, task.may_have_been_sent
+                        return await self._creator.move_to(applied, first, None)
+                    return applied
                 task = applied
             else:
                 if not is_waiting:
@@ -126,4 +139,4 @@ class Reservations:
                     )
                 left_s = max(0.05, (task.lease_until_ms - now_ms) / 1000)
                 await self._clock.wait_for_change(self._ledger, version, left_s)
-        return task, True
+        return task

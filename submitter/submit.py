@@ -20,13 +20,14 @@ from submitter.ledger import Ledger, open_ledger
 from submitter.media.store import MediaStore
 from submitter.preflight import Prepared, preflight
 from submitter.refresh import Refreshed, Refresher
-from submitter.request import MotionControl
+from submitter.request import MotionControl, retry_id
 from submitter.reserve import Reservations
 from submitter.schedule import LOOK_FOR_S
 from submitter.settings import Settings, load_settings
 from submitter.stored_request import to_request
 from submitter.submitted_task import SubmittedTask, Watch
 from submitter.task import NOT_ANSWERED, SENDABLE, Task, TaskStatus
+from submitter.transition import is_about
 from submitter.vendor_request import VendorRequests
 from submitter.vendors.base import HttpRequest
 
@@ -117,7 +118,7 @@ class Submitter:
         candidates = [await self._candidate(name) for name in prepared.vendors]
         if callback and any(candidate.settings.callbacks for candidate in candidates):
             self._settings.require_callbacks()
-        task, may_exist = await self._reservations.reserve(prepared, candidates, callback=callback)
+        task = await self._reservations.reserve(prepared, candidates, callback=callback, absent=absent)
         if task.status in NOT_ANSWERED:
             names = [candidate.name for candidate in candidates]
             if task.vendor not in names:  # that vendor no longer passes preflight
@@ -130,8 +131,10 @@ class Submitter:
                 task,
                 lambda vendor: self._requests.build(prepared, vendor, callback=task.expects_callback),
                 rest,
-                may_exist=may_exist and not absent,
             )
+        elif task.status is TaskStatus.REFUSED:
+            reason = f"it was refused, and then reported as {task.vendor}'s task {task.task_id}, which is being asked"
+            raise SubmissionUnknown(f"{task.external_task_id}: {reason}. Nothing was sent. Try again in ten minutes.")
         return SubmittedTask(task, self._watch)
 
     async def _candidate(self, name: str) -> Candidate:
@@ -161,16 +164,18 @@ class Submitter:
     async def retry(self, external_task_id: str, *, new_id: str | None = None, absent: bool = False) -> SubmittedTask:
         """Submit a task's request again.
 
-        A `failed` task is submitted with a new id; an `abandoned` one too, if its vendor says now that it failed
-        or does not exist. A task that was refused, or whose create has no answer, keeps its id: the vendor is
-        queried for the latter, and the request is sent only if the vendor does not have the task. `absent`
-        states so for a vendor that cannot be asked. Raises InvalidRequest for any other status.
+        A `failed` task is submitted with a new id, `retry_id` of the old one, so that a repeated retry pays once;
+        an `abandoned` one too, if its vendor says now that it failed or does not exist. A task that was refused,
+        or whose create has no answer, keeps its id: the vendor is queried for the latter, and the request is sent
+        only if the vendor does not have the task. `absent` states so for a vendor that cannot be asked. Raises
+        InvalidRequest for any other status.
         """
         task = await self._ledger.get(external_task_id)
         if task.status is TaskStatus.ABANDONED:
             task = await self._without_a_result(task, absent=absent)
         if task.status in (TaskStatus.FAILED, TaskStatus.ABANDONED):
-            request = to_request(task, new_id or self._clock.new_id(), task.metadata | {"retry_of": external_task_id})
+            metadata = task.metadata | {"retry_of": external_task_id}
+            request = to_request(task, new_id or retry_id(external_task_id), metadata)
         elif task.status in SENDABLE:
             request = to_request(task, external_task_id, task.metadata)
         else:
@@ -188,7 +193,7 @@ class Submitter:
             raise _wrong_status(found.task, limit, f"The vendor cannot be asked ({found.message}). {remedy}")
         if found.outcome == "no_answer":
             raise SubmissionUnknown(f"{task.external_task_id} is abandoned, and {found.message}. Nothing was sent.")
-        if found.task.status is TaskStatus.ABANDONED and found.report is not None:
+        if found.task.status is TaskStatus.ABANDONED and found.report is not None and is_about(task, found.report):
             remedy = "It is not sent again while the vendor has it. Ask again later with `tasks refresh`."
             raise _wrong_status(found.task, f"{limit}, but {found.message}", remedy)
         return found.task
@@ -215,7 +220,10 @@ class Submitter:
         if found.report is None or theirs not in (None, external_task_id):
             reason = f"the vendor has it as {theirs}" if theirs else found.message
             raise InvalidRequest([Problem("task_id", task_id, reason, "Check it in the vendor's console.")])
-        return SubmittedTask(await self._refresher.adopt(task, found.report), self._watch)
+        adopted = await self._refresher.adopt(task, found.report)
+        if adopted.task_id != task_id:
+            raise _wrong_status(adopted, "not changed by another process meanwhile", "Look at it, then try again.")
+        return SubmittedTask(adopted, self._watch)
 
     async def task(self, external_task_id: str) -> SubmittedTask:
         """Return a task that was submitted earlier, to wait for its result; raise TaskNotFound."""

@@ -119,10 +119,11 @@ class Task(msgspec.Struct, frozen=True, omit_defaults=True, rename=_STORED_AS):
     that refused it before `vendor`. `expects_callback`: the vendor is expected to report by a
     callback or an event stream; `heard_from_vendor`: it has done so. `lease_owner` may send the
     create request until `lease_until_ms`; `may_have_been_sent`: a create may have left and was not
-    definitely refused; `first_sent_at_ms`: no create left earlier than that. `unconfirmed`: a poll
-    must confirm a report first. `polls` counts the polls without news; `poll_at_ms` is the time of the
-    next poll, None for never. `raw` is the last authentic body about the task, without secrets, cut
-    off at RAW_MAX characters.
+    definitely refused; `first_sent_at_ms`: when the first one left, since the task last started;
+    `unanswered_since_ms`: by vendor, when the first one left that got no clear answer and may still make a
+    task. `unconfirmed`: a poll must confirm a report first. `polls` counts the polls without news;
+    `poll_at_ms` is the time of the next poll, None for never. `raw` is the last authentic body about the
+    task, without secrets, cut off at RAW_MAX characters.
     """
 
     external_task_id: str
@@ -145,6 +146,7 @@ class Task(msgspec.Struct, frozen=True, omit_defaults=True, rename=_STORED_AS):
     lease_until_ms: int = 0
     may_have_been_sent: bool = False
     first_sent_at_ms: int | None = None
+    unanswered_since_ms: dict[str, int] = {}
     unconfirmed: bool = False
     polls: int = 0
     poll_at_ms: int | None = None
@@ -157,8 +159,13 @@ class Task(msgspec.Struct, frozen=True, omit_defaults=True, rename=_STORED_AS):
 
     @property
     def sent_after_ms(self) -> int:
-        """The time before which no create of this task left: that of the first send, else of the reservation."""
+        """When the task was first sent since it last started, else when it was reserved: deadlines count from it."""
         return self.created_at_ms if self.first_sent_at_ms is None else self.first_sent_at_ms
+
+    @property
+    def ours_after_ms(self) -> int:
+        """The time before which no create left that can have made this task at its vendor."""
+        return min(self.sent_after_ms, self.unanswered_since_ms.get(self.vendor, self.sent_after_ms))
 
     @property
     def abandon_at_ms(self) -> int:
@@ -172,7 +179,7 @@ def may_send(task: Task, now_ms: int) -> bool:
 
 
 def is_sendable(task: Task) -> bool:
-    """Return whether a create request may be sent: none was answered, or it was refused and the vendor has no task."""
+    """Return whether a create request may be sent: none was answered, or it was refused and no report denies that."""
     return task.status in SENDABLE and (task.status is not TaskStatus.REFUSED or task.task_id is None)
 
 

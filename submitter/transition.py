@@ -1,11 +1,13 @@
 """The task state machine: what an observation (a report, a lease, a refusal, ...) changes in a task. Pure.
 
-Invariants: a task's rank never decreases, except that a refused task may be sent again; `succeed` and
-`failed` are final; a report without news changes nothing; `abandoned` is left only by a final report of
-the vendor. Time is passed in, in Unix milliseconds.
+Invariants: a task's rank never decreases, except that a refused task may be sent again, or exist after
+all; `succeed` and `failed` are final; a report without news changes nothing; `abandoned` is left only by a
+final report of the vendor. Time is passed in, in Unix milliseconds.
 
 A task at the vendor is adopted only if it can be ours: a create may have left, and the vendor states that
 it created its task after that first send. Otherwise the id was used before, by someone else's task.
+A create that got no clear answer is remembered, whatever becomes of the ones that follow: it may still make
+a task. Only the owner of the lease to send records the outcome of a create.
 """
 
 from collections.abc import Callable
@@ -19,6 +21,7 @@ from submitter.observation import (
     Adopted,
     Archived,
     CreateRefused,
+    CreateUnclear,
     FailedOver,
     NoAnswer,
     Observation,
@@ -32,6 +35,7 @@ from submitter.task import (
     NOT_ANSWERED,
     RANK,
     RAW_MAX,
+    SENDABLE,
     SETTLED,
     TERMINAL,
     ArchivedCopy,
@@ -40,6 +44,7 @@ from submitter.task import (
     Task,
     TaskStatus,
     Video,
+    is_leased,
     is_sendable,
     may_send,
     refusals_of,
@@ -78,12 +83,9 @@ def transition(task: Task, observation: Observation, now_ms: int) -> Transition 
             return _archived(task, copies, now_ms)
         case SendLease():
             return _leased(task, observation, now_ms)
-        case CreateRefused(message):
-            return _refused(task, message, now_ms) if task.status is TaskStatus.CREATED else None
-        case FailedOver():
-            return _failed_over(task, observation, now_ms)
-        case OutcomeUnknown(message):
-            return _outcome_unknown(task, message, now_ms)
+        case CreateRefused() | CreateUnclear() | FailedOver() | OutcomeUnknown():
+            is_owner = task.status in NOT_ANSWERED and task.lease_owner == observation.lease_owner
+            return _create_outcome(task, observation, now_ms) if is_owner else None
         case NoAnswer(message):
             return _no_news(task, message, now_ms)
         case Unconfirmed():
@@ -97,7 +99,7 @@ def is_about(task: Task, report: Report) -> bool:
 
 def _predates(task: Task, report: Report) -> bool:
     created_at_ms = report.created_at_ms
-    return created_at_ms is not None and created_at_ms < task.sent_after_ms - ADOPTION_SKEW_MS
+    return created_at_ms is not None and created_at_ms < task.ours_after_ms - ADOPTION_SKEW_MS
 
 
 def next_poll_ms(task: Task, now_ms: int) -> int:
@@ -126,7 +128,9 @@ def _found_by_our_id(task: Task, report: Report, now_ms: int) -> Transition | No
     if report.created_at_ms is None:
         return _no_news(task, "the vendor has a task with this id, and does not state when it was created", now_ms)
     if _predates(task, report):
-        return _refused(task, USED_BEFORE, now_ms) if task.status in NOT_ANSWERED else None
+        if task.status not in NOT_ANSWERED:
+            return _settled_without_news(task, None, now_ms)
+        return _enter(_all_answered(task), TaskStatus.REFUSED, now_ms, message=USED_BEFORE)
     return _news(task, report, now_ms)
 
 
@@ -135,7 +139,7 @@ def _news(task: Task, report: Report, now_ms: int) -> Transition | None:
         return _unfinished(task, report, now_ms)
     if report.source in PUSHED and not task.heard_from_vendor:
         task = replace(task, heard_from_vendor=True)
-    if RANK[report.status] > RANK[task.status]:
+    if RANK[report.status] > RANK[task.status] or task.status is TaskStatus.REFUSED:
         return _enter(
             task,
             report.status,
@@ -174,12 +178,15 @@ def _settled_without_news(task: Task, report: Report | None, now_ms: int) -> Tra
     if task.poll_at_ms is not None:
         polls, backoff = task.polls + 1, task.poll_policy.while_unexpected
         delay_ms = int(backoff.delay_s(polls, spread(task.external_task_id)) * 1000)
-        found = replace(found, polls=polls, poll_at_ms=now_ms + delay_ms if polls < LATE_POLLS else None)
+        found = replace(found, polls=polls, poll_at_ms=now_ms + delay_ms)
+        if polls >= LATE_POLLS:  # a report that no query confirms does not keep a refused task from being sent
+            task_id = None if task.status is TaskStatus.REFUSED else found.task_id
+            found = replace(found, poll_at_ms=None, task_id=task_id)
     return None if found is task else Transition(found)
 
 
 def _adopted(task: Task, report: Report, now_ms: int) -> Transition | None:
-    if task.status in TERMINAL or task.task_id not in (None, report.task_id):
+    if task.status in TERMINAL or task.task_id not in (None, report.task_id) or is_leased(task, now_ms):
         return None
     adopted = replace(task, task_id=report.task_id, may_have_been_sent=True, updated_at_ms=now_ms)
     if task.status is TaskStatus.REFUSED:  # it starts again, with what the vendor has
@@ -211,26 +218,38 @@ def _with_raw(task: Task, report: Report) -> Task:
     return replace(task, raw=report.raw[:RAW_MAX] or task.raw)
 
 
-def _refused(task: Task, message: str, now_ms: int) -> Transition:
-    """End a task that certainly does not exist at the vendor."""
-    return _enter(replace(task, may_have_been_sent=False), TaskStatus.REFUSED, now_ms, message=message)
+def _create_outcome(
+    task: Task, outcome: CreateRefused | CreateUnclear | FailedOver | OutcomeUnknown, now_ms: int
+) -> Transition | None:
+    match outcome:
+        case CreateUnclear():
+            return Transition(_with_unanswered(task))
+        case OutcomeUnknown(message):
+            return _outcome_unknown(_with_unanswered(task), message, now_ms)
+        case CreateRefused(message):
+            return _enter(_with_refusal(task, task.vendor), TaskStatus.REFUSED, now_ms, message=message)
+        case FailedOver(vendor, poll_policy, reason):
+            refused_by = task.refused_by if reason is None else (*task.refused_by, RefusedBy(task.vendor, reason))
+            moved = replace(task, vendor=vendor, poll_policy=poll_policy, refused_by=refused_by, updated_at_ms=now_ms)
+            return Transition(_with_refusal(moved, vendor))
 
 
-def _failed_over(task: Task, failed_over: FailedOver, now_ms: int) -> Transition | None:
-    if task.status is not TaskStatus.CREATED:
-        return None
-    reason, refused_by = failed_over.reason, task.refused_by
-    if reason is not None:
-        refused_by = (*refused_by, RefusedBy(task.vendor, reason))
-    moved = replace(
-        task,
-        vendor=failed_over.vendor,
-        poll_policy=failed_over.poll_policy,
-        refused_by=refused_by,
-        may_have_been_sent=False,
-        updated_at_ms=now_ms,
-    )
-    return Transition(moved)
+def _with_unanswered(task: Task) -> Task:
+    """Remember that a create which left may still make a task, or has made one."""
+    if not task.may_have_been_sent or task.vendor in task.unanswered_since_ms:
+        return task
+    return replace(task, unanswered_since_ms=task.unanswered_since_ms | {task.vendor: task.sent_after_ms})
+
+
+def _with_refusal(task: Task, vendor: str) -> Task:
+    """Take back that the last create may have been sent, unless an earlier one got no clear answer of `vendor`."""
+    return replace(task, may_have_been_sent=vendor in task.unanswered_since_ms)
+
+
+def _all_answered(task: Task) -> Task:
+    """Forget the creates without a clear answer: they certainly made no task at this vendor."""
+    others = {vendor: at_ms for vendor, at_ms in task.unanswered_since_ms.items() if vendor != task.vendor}
+    return replace(task, may_have_been_sent=False, unanswered_since_ms=others)
 
 
 def _unconfirmed(task: Task, unconfirmed: Unconfirmed, now_ms: int) -> Transition | None:
@@ -240,7 +259,7 @@ def _unconfirmed(task: Task, unconfirmed: Unconfirmed, now_ms: int) -> Transitio
         task,
         task_id=task.task_id or unconfirmed.task_id,
         unconfirmed=True,
-        heard_from_vendor=task.heard_from_vendor or unconfirmed.by_vendor,
+        heard_from_vendor=True,
         polls=0,
         poll_at_ms=now_ms,
         raw=unconfirmed.raw[:RAW_MAX] or task.raw,
@@ -269,7 +288,10 @@ def _unfinished(task: Task, report: Report, now_ms: int) -> Transition | None:
         return None
     if report.source in PUSHED:
         return transition(task, Unconfirmed(report.task_id, raw=report.raw), now_ms)
-    return _no_news(replace(_with_raw(task, report), unconfirmed=True), "", now_ms)
+    doubtful = replace(_with_raw(task, report), unconfirmed=True)
+    if task.status in SENDABLE:  # the vendor has it
+        return _enter(doubtful, TaskStatus.PROCESSING, now_ms, message="", task_id=report.task_id, raw=report.raw)
+    return _no_news(doubtful, "", now_ms)
 
 
 def _failover_message(task: Task) -> str:
@@ -279,9 +301,7 @@ def _failover_message(task: Task) -> str:
     return f"sent to {task.vendor} because it was refused by {refusals_of(task)}"
 
 
-def _outcome_unknown(task: Task, message: str, now_ms: int) -> Transition | None:
-    if task.status not in NOT_ANSWERED:
-        return None
+def _outcome_unknown(task: Task, message: str, now_ms: int) -> Transition:
     released = replace(task, lease_owner=None, lease_until_ms=0)
     if task.status is TaskStatus.SUBMISSION_UNKNOWN:
         return Transition(released)
@@ -295,6 +315,10 @@ def _leased(task: Task, lease: SendLease, now_ms: int) -> Transition | None:
         return None
     if not is_sendable(task):
         return None
+    if lease.absent:
+        task = _all_answered(task)
+    elif task.lease_owner != lease_owner:  # another submitter's last create got no answer that is recorded
+        task = _with_unanswered(task)
     restarts = task.status is TaskStatus.REFUSED
     if restarts:
         task = replace(task, status=TaskStatus.CREATED, status_message="", refused_by=(), raw="")

@@ -153,14 +153,18 @@ async def _submit(
 
 
 def _show(task: Task, as_json: bool) -> int:
-    has_failed = task.status is TaskStatus.FAILED  # the vendor may say so in answer to the create
+    id = task.external_task_id
+    hints = {  # the vendor may answer the create with `failed`; a task that was submitted before may have ended
+        TaskStatus.FAILED: f"{task.status_message}. To submit it again: kling-relay tasks retry {id}",
+        TaskStatus.ABANDONED: f"{task.status_message}. To ask the vendor: kling-relay tasks refresh {id}",
+        TaskStatus.SUCCEED: f"this task was submitted before; its result: kling-relay tasks show {id}",
+    }
     if as_json:
         print_json(task_data(task))
     else:
         click.echo(f"{task.status.value}  task_id {task.task_id}")
-        hint = task.status_message if has_failed else "wait for the result: kling-relay tasks wait "
-        click.echo(hint if has_failed else hint + task.external_task_id, err=True)
-    return 1 if has_failed else 0
+        click.echo(hints.get(task.status, f"wait for the result: kling-relay tasks wait {id}"), err=True)
+    return 1 if task.status in (TaskStatus.FAILED, TaskStatus.ABANDONED) else 0
 
 
 def _print_request(method: str, url: str, body: bytes) -> None:

@@ -155,14 +155,15 @@ def tasks_refresh(external_task_ids: tuple[str, ...], as_json: bool) -> None:
 @tasks.command("retry")
 @click.argument("external_task_id")
 @click.option(
-    "--external-task-id", "new_id", help="Id of the new task, for a failed or abandoned one. Default: a UUIDv7."
+    "--external-task-id", "new_id", help="Id of the new task, for a failed or abandoned one. Default: ID~2, then ID~3."
 )
 @click.option("--absent", is_flag=True, help="State that the vendor's console shows no such task, or a failed one.")
 @AS_JSON
 def tasks_retry(external_task_id: str, new_id: str | None, absent: bool, as_json: bool) -> None:
     """Submit the request of a refused, failed, abandoned or unanswered task again.
 
-    A failed task is submitted under a new id. An abandoned one too, but only if the vendor, asked
+    A failed task is submitted under a new id: the retry of order-42 is order-42~2, and a repeated retry
+    returns that task instead of paying again. An abandoned one too, but only if the vendor, asked
     first, says that it failed or does not exist. A refused task, and one whose create got no answer
     (created, submission_unknown), keeps its id: the latter is sent again only if the vendor confirms
     that it does not exist. Novita, Highway, AIHubMax and Oxen.ai cannot be queried by your id: look

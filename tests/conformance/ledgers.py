@@ -158,7 +158,7 @@ class LedgerSuite:
         await ledger.reserve(task("a"), 1)
         assert await other.reserve(task("b"), 1) is None
         await ledger.apply(
-            "a", lambda current: transition(current, FailedOver("novita", POLL_POLICY, "no balance"), NOW)
+            "a", lambda current: transition(current, FailedOver("novita", POLL_POLICY, "no balance", None), NOW)
         )
         assert (await other.open_tasks("kling"), await other.open_tasks("novita")) == (0, 1)
         assert await other.reserve(task("b"), 1) is not None

@@ -99,7 +99,7 @@ async def test_refresh_asks_nothing_about_a_task_that_was_not_sent_or_is_being_s
     assert (unsent.outcome, unsent.message) == ("not_asked", "nothing was sent to the vendor")
     await abandoned_create(world, world.request(external_task_id="order-2", vendor="kling"))
     (absent,) = await world.submitter.refresh("order-2")
-    assert (absent.outcome, absent.is_absent) == ("answered", True)
+    assert (absent.outcome, absent.report) == ("answered", None)
     with pytest.raises(TaskNotFound):
         await world.submitter.refresh("order-3")
 

@@ -5,7 +5,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from submitter.observation import Adopted, CreateRefused, NoAnswer, OutcomeUnknown, Report, SendLease, Unconfirmed
+from submitter.observation import (
+    Adopted,
+    CreateRefused,
+    CreateUnclear,
+    FailedOver,
+    NoAnswer,
+    Observation,
+    OutcomeUnknown,
+    Report,
+    SendLease,
+    Unconfirmed,
+)
 from submitter.schedule import Backoff, PollPolicy
 from submitter.task import ArchivedCopy, Task, TaskStatus, Video, may_send
 from submitter.transition import ADOPTION_SKEW_MS, LATE_POLLS, Transition, is_about, transition
@@ -22,7 +33,7 @@ def task(status: TaskStatus = TaskStatus.CREATED, **fields: object) -> Task:
 def sent() -> Task:
     """Return a task whose create was sent at NOW, and got no answer."""
     sending = changed(transition(task(), SendLease("me", NOW + 15_000, begins=True), NOW))
-    return changed(transition(sending, OutcomeUnknown("no answer"), NOW + 1000))
+    return changed(transition(sending, OutcomeUnknown("no answer", "me"), NOW + 1000))
 
 
 def changed(moved: Transition | None) -> Task:
@@ -74,14 +85,91 @@ def test_a_pushed_report_about_an_older_task_with_this_id_is_about_another_task(
     assert not is_about(known, replace(old, task_id="894"))
 
 
-def test_a_refused_task_starts_again_and_a_vendors_task_stops_that() -> None:
-    refused = changed(transition(task(), CreateRefused("1102: buy a pack"), NOW))
+def reserved() -> Task:
+    return changed(transition(task(), SendLease("me", NOW + 15_000), NOW))
+
+
+def test_a_refused_task_starts_again_and_an_unconfirmed_report_delays_that() -> None:
+    refused = changed(transition(reserved(), CreateRefused("1102: buy a pack", "me"), NOW))
     assert (refused.status, refused.is_open, may_send(refused, NOW)) == (TaskStatus.REFUSED, False, True)
     again = changed(transition(refused, SendLease("me", NOW + 15_000), NOW + 5000))
     assert (again.status, again.status_message, again.first_sent_at_ms) == (TaskStatus.CREATED, "", NOW + 5000)
     has_task = changed(transition(refused, Unconfirmed("893"), NOW))
     assert not may_send(has_task, NOW)
     assert transition(has_task, SendLease("me", NOW + 15_000), NOW) is None
+    while has_task.poll_at_ms is not None:  # no query finds that task
+        has_task = changed(transition(has_task, NoAnswer(), has_task.poll_at_ms))
+    assert (has_task.task_id, may_send(has_task, NOW)) == (None, True)
+
+
+def test_a_create_without_a_clear_answer_is_remembered_after_a_later_refusal() -> None:
+    sending = changed(transition(reserved(), SendLease("me", NOW + 15_000, begins=True), NOW))
+    unclear = changed(transition(sending, CreateUnclear("me"), NOW + 5000))
+    again = changed(transition(unclear, SendLease("me", NOW + 25_000, begins=True), NOW + 10_000))
+    refused = changed(transition(again, CreateRefused("1102: buy a pack", "me"), NOW + 11_000))
+    assert (refused.status, refused.may_have_been_sent) == (TaskStatus.REFUSED, True)
+    later = NOW + 5 * 86_400_000
+    restarted = changed(transition(refused, SendLease("new", later + 15_000), later))
+    assert (restarted.may_have_been_sent, restarted.abandon_at_ms) == (True, later + 86_400_000)
+    first = found(TaskStatus.SUCCEED, NOW + 1000)  # the first create made a task after all
+    assert is_about(restarted, replace(first, source="callback"))
+    assert changed(transition(restarted, first, later)).task_id == "893"
+    older = found(TaskStatus.SUCCEED, NOW - ADOPTION_SKEW_MS - 1)
+    assert changed(transition(restarted, older, later)).status is TaskStatus.REFUSED
+
+
+def test_a_create_without_a_clear_answer_is_remembered_for_its_vendor() -> None:
+    sending = changed(transition(reserved(), SendLease("me", NOW + 15_000, begins=True), NOW))
+    unclear = changed(transition(sending, CreateUnclear("me"), NOW))
+    moved = changed(transition(unclear, FailedOver("novita", POLL_POLICY, "5001", "me"), NOW))
+    assert (moved.vendor, moved.may_have_been_sent) == ("novita", False)
+    back = changed(transition(moved, FailedOver("kling", POLL_POLICY, "no balance", "me"), NOW))
+    assert (back.may_have_been_sent, back.ours_after_ms) == (True, NOW)
+
+
+def test_a_persons_word_that_the_vendor_has_no_task_is_taken() -> None:
+    again = changed(transition(sent(), SendLease("me", NOW + 25_000, absent=True), NOW + 10_000))
+    assert (again.may_have_been_sent, again.unanswered_since_ms) == (False, {})
+
+
+def test_a_dead_submitters_create_is_remembered_by_the_one_that_takes_over() -> None:
+    dead = changed(transition(reserved(), SendLease("me", NOW + 15_000, begins=True), NOW))
+    taken = changed(transition(dead, SendLease("new", NOW + 35_000), NOW + 20_000))
+    sending = changed(transition(taken, SendLease("new", NOW + 35_000, begins=True), NOW + 21_000))
+    refused = changed(transition(sending, CreateRefused("1102: buy a pack", "new"), NOW + 22_000))
+    assert (refused.may_have_been_sent, refused.ours_after_ms) == (True, NOW)
+
+
+@pytest.mark.parametrize(
+    "outcome",
+    [
+        CreateRefused("1102: buy a pack", "me"),
+        CreateUnclear("me"),
+        FailedOver("novita", POLL_POLICY, "no balance", "me"),
+        OutcomeUnknown("no answer", "me"),
+    ],
+)
+def test_only_the_owner_of_the_lease_records_the_outcome_of_a_create(outcome: Observation) -> None:
+    """A submitter that was suspended for longer than its lease comes back while another one sends."""
+    sending = changed(transition(reserved(), SendLease("me", NOW + 15_000, begins=True), NOW))
+    assert transition(sending, outcome, NOW + 1000) is not None
+    taken = changed(transition(sending, SendLease("new", NOW + 35_000, begins=True), NOW + 20_000))
+    assert transition(taken, outcome, NOW + 21_000) is None
+    unknown = changed(transition(taken, OutcomeUnknown("no answer", "new"), NOW + 22_000))
+    assert transition(unknown, outcome, NOW + 23_000) is None
+
+
+def test_a_task_that_is_being_sent_is_not_adopted_by_a_person() -> None:
+    report = found(TaskStatus.SUBMITTED, NOW, source="refresh")
+    sending = changed(transition(reserved(), SendLease("me", NOW + 15_000, begins=True), NOW))
+    assert transition(sending, Adopted(report), NOW + 14_999) is None
+    assert changed(transition(sending, Adopted(report), NOW + 15_000)).task_id == "893"
+
+
+def test_a_found_task_without_results_yet_is_processing() -> None:
+    unfinished = found(TaskStatus.SUCCEED, NOW + 1, unfinished=True)
+    after = changed(transition(sent(), replace(unfinished, videos=()), NOW + 5000))
+    assert (after.status, after.task_id, after.unconfirmed) == (TaskStatus.PROCESSING, "893", True)
 
 
 @pytest.mark.parametrize("status", [TaskStatus.REFUSED, TaskStatus.ABANDONED])
@@ -89,7 +177,24 @@ def test_a_later_final_report_wins_over_our_own_end(status: TaskStatus) -> None:
     moved = transition(task(status, task_id="893"), found(TaskStatus.SUCCEED, NOW, source="callback"), NOW)
     assert moved is not None
     assert (moved.task.status, moved.event_type) == (TaskStatus.SUCCEED, "task.succeed")
-    assert transition(task(status, task_id="893"), found(TaskStatus.PROCESSING, NOW, source="callback"), NOW) is None
+
+
+@pytest.mark.parametrize("source", ["create", "callback", "poll"])
+def test_a_refused_task_that_the_vendor_has_after_all_goes_on(source: str) -> None:
+    processing = found(TaskStatus.PROCESSING, NOW, source=source)
+    moved = transition(task(TaskStatus.REFUSED, may_have_been_sent=True), processing, NOW)
+    assert moved is not None
+    assert (moved.event_type, moved.task.task_id) == ("task.processing", "893")
+    assert moved.task.poll_at_ms is not None
+    assert transition(task(TaskStatus.ABANDONED, task_id="893"), processing, NOW) is None
+
+
+def test_a_strangers_task_is_asked_about_a_limited_number_of_times() -> None:
+    current = changed(transition(replace(sent(), status=TaskStatus.ABANDONED), Unconfirmed(), NOW))
+    older, polls = found(TaskStatus.SUCCEED, NOW - ADOPTION_SKEW_MS - 1), 0
+    while current.poll_at_ms is not None:
+        polls, current = polls + 1, changed(transition(current, older, current.poll_at_ms))
+    assert (polls, current.status, current.task_id) == (LATE_POLLS, TaskStatus.ABANDONED, None)
 
 
 def test_an_unconfirmed_report_of_an_abandoned_task_is_asked_about_a_limited_number_of_times() -> None:

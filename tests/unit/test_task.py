@@ -12,6 +12,7 @@ from submitter.event import event_of
 from submitter.observation import (
     Archived,
     CreateRefused,
+    CreateUnclear,
     NoAnswer,
     Observation,
     OutcomeUnknown,
@@ -52,9 +53,11 @@ def histories(draw: st.DrawFn) -> tuple[list[Observation], TaskStatus]:
     others: list[Observation] = [
         NoAnswer(),
         Unconfirmed(),
-        OutcomeUnknown("no answer"),
-        CreateRefused("no"),
+        OutcomeUnknown("no answer", "me"),
+        CreateUnclear("me"),
+        CreateRefused("no", "me"),
         SendLease("me", NOW + 1000),
+        SendLease("me", NOW + 1000, begins=True),
     ]
     observed: list[Observation] = draw(st.lists(st.sampled_from([*reports, *others]), max_size=12))
     position = draw(st.integers(0, len(observed)))
@@ -73,7 +76,7 @@ def test_reports_in_any_order_reach_the_vendors_final_status(history: tuple[list
         if moved is None:
             continue
         current = moved.task
-        starts_again = before.status is TaskStatus.REFUSED and isinstance(observation, SendLease)
+        starts_again = before.status is TaskStatus.REFUSED and isinstance(observation, SendLease | Report)
         assert RANK[current.status] >= RANK[before.status] or starts_again
         if before.status in TERMINAL:
             pytest.fail(f"{observation} moved a task out of {before.status}")
@@ -158,7 +161,7 @@ def test_sending_does_not_delay_the_poll_of_an_unconfirmed_task() -> None:
     renewed = transition(unconfirmed.task, SendLease("s1", NOW + 2000, renews=True), NOW + 300)
     assert renewed is not None
     assert renewed.task.poll_at_ms == NOW + 100
-    unknown = transition(renewed.task, OutcomeUnknown("no answer"), NOW + 900)
+    unknown = transition(renewed.task, OutcomeUnknown("no answer", "s1"), NOW + 900)
     assert unknown is not None
     assert unknown.task.poll_at_ms == NOW + 100
 
@@ -180,7 +183,7 @@ def test_a_late_renewal_does_not_take_a_released_lease() -> None:
     renewed = transition(held.task, SendLease("s1", NOW + 2000, renews=True), NOW)
     assert renewed is not None
     assert renewed.task.lease_until_ms == NOW + 2000
-    ended = transition(renewed.task, OutcomeUnknown("no answer"), NOW)
+    ended = transition(renewed.task, OutcomeUnknown("no answer", "s1"), NOW)
     assert ended is not None
     assert transition(ended.task, SendLease("s1", NOW + 3000, renews=True), NOW) is None
     assert transition(ended.task, SendLease("s2", NOW + 3000), NOW) is not None
@@ -199,7 +202,7 @@ def test_a_reservation_of_a_dead_submitter_becomes_submission_unknown_if_the_ven
 def test_a_refused_task_can_be_sent_again_with_a_new_deadline() -> None:
     sending = transition(task(), SendLease("me", NOW + 15_000), NOW)
     assert sending is not None
-    refused = transition(sending.task, CreateRefused("1102: buy a pack"), NOW)
+    refused = transition(sending.task, CreateRefused("1102: buy a pack", "me"), NOW)
     assert refused is not None
     assert refused.task.poll_at_ms is None
     assert may_send(refused.task, NOW)
