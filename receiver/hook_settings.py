@@ -9,6 +9,7 @@ from receiver.destinations import kinds
 from receiver.hook import EVENTS, SCHEDULE_S, Hook
 from receiver.signature import Secret, read_secret
 from submitter.errors import InvalidSettings, Problem
+from submitter.web_address import why_not_server, why_not_web
 
 if TYPE_CHECKING:
     from jmespath.parser import ParsedResult
@@ -57,13 +58,14 @@ def _hook(
     found.extend(Problem(f"{where}.{field}", "unknown field", known, "Correct or remove it.") for field in unknown)
     url = table.get("url")
     resolved = (follow(f"{where}.url", url) or "") if isinstance(url, str) else ""
-    scheme = urlsplit(resolved).scheme
+    scheme = resolved.partition(":")[0]
     kind = kinds().get(scheme)
     if kind is None:
         known = f"a URL with one of {', '.join(kinds())}"
         found.append(Problem(f"{where}.url", f"scheme {scheme!r}", known, "Set `url` to the destination's full URL."))
-    elif kind.has_host and not urlsplit(resolved).hostname:
-        found.append(Problem(f"{where}.url", f"{scheme}://", f"{scheme}://host/...", "Add the host."))
+    elif kind.has_host and (wrong := _why_no_destination(resolved)) is not None:
+        limit, remedy = f"{scheme}://host/...: {wrong}", "Correct the destination's URL."
+        found.append(Problem(f"{where}.url", f"{scheme}://", limit, remedy))
     elif "secret" in table and not kind.signs:
         limit, remedy = "only HTTP hooks are signed", "Remove `secret`: a bus is secured by its own credentials."
         found.append(Problem(f"{where}.secret", f"with {scheme}:", limit, remedy))
@@ -107,6 +109,12 @@ def _hook(
         latest_only=latest_only,
         raw=raw,
     )
+
+
+def _why_no_destination(url: str) -> str | None:
+    if url.startswith(("http://", "https://")):
+        return why_not_web(url)
+    return why_not_server(url) or (None if urlsplit(url).netloc.rpartition("@")[2] else "it has no host")
 
 
 def _when(where: str, expression: object, found: list[Problem]) -> "ParsedResult | None":

@@ -22,9 +22,10 @@ from receiver.verification import VendorCheck, Verifier
 from submitter import log
 from submitter.callback_url import KeyRing
 from submitter.clock import Clock
-from submitter.ledger import Ledger, open_ledger, without_password
+from submitter.ledger import Ledger, open_ledger
 from submitter.media.store import directory_of
 from submitter.vendors.registry import vendors
+from submitter.web_address import without_password
 
 if TYPE_CHECKING:
     from receiver.destinations.base import Destination

@@ -8,9 +8,9 @@ from receiver.hook import Hook
 from receiver.hook_settings import read_hooks
 from receiver.signature import Secret, read_secret
 from submitter.errors import InvalidSettings
-from submitter.ledger.engines import without_password
 from submitter.settings import Settings, no_keys, open_reader, read_settings
 from submitter.vendors.registry import vendors
+from submitter.web_address import without_password
 
 DELIVER = ("worker", "inline")
 CONFIRM = ("never", "terminal", "always")

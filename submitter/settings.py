@@ -5,16 +5,15 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import msgspec
 
 from submitter.callback_url import KeyRing
 from submitter.errors import InvalidRequest, InvalidSettings, Problem
-from submitter.ledger.engines import without_password
 from submitter.schedule import Backoff, PollPolicy
 from submitter.vendors.base import CallbackSetting, Vendor
 from submitter.vendors.registry import vendors as installed_vendors
+from submitter.web_address import why_not_web, without_password
 
 CONFIG_FILE = "relay.toml"
 
@@ -241,9 +240,10 @@ def _public_url(reader: Reader) -> str | None:
     url = reader.text("public_url")
     if not url:
         return None
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-        reader.problem("KLING_RELAY_PUBLIC_URL", repr(url), "https://host[/path]", "Set the receiver's public URL.")
+    wrong = why_not_web(url) or ("it has a query or a fragment" if re.search("[?#]", url) else None)
+    if wrong is not None:
+        limit = f"https://host[/path]: {wrong}"
+        reader.problem("KLING_RELAY_PUBLIC_URL", repr(url), limit, "Set the receiver's public URL.")
     return url.rstrip("/")
 
 

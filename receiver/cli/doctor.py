@@ -22,12 +22,13 @@ from submitter.clock import Clock
 from submitter.egress import is_public, resolve
 from submitter.errors import InvalidRequest, InvalidSettings, LedgerUnavailable, RelayError
 from submitter.http import VendorHttp
-from submitter.ledger import open_ledger, without_password
+from submitter.ledger import open_ledger
 from submitter.media.store import open_media_store
 from submitter.settings import VendorSettings
 from submitter.vendors.base import HttpAnswer
 from submitter.vendors.reading import object_or_empty
 from submitter.vendors.registry import vendors
+from submitter.web_address import without_password
 
 VENDORS = "vendors"
 CLOCK_WARN_S, CLOCK_FAIL_S = 30, 240

@@ -2,7 +2,6 @@
 
 import sys
 from typing import Any
-from urllib.parse import urlsplit
 
 import click
 
@@ -15,6 +14,7 @@ from submitter.event import Event, cloud_event, timestamp
 from submitter.ledger.base import HookState
 from submitter.schedule import Backoff, PollPolicy
 from submitter.task import Task, TaskStatus, Video
+from submitter.web_address import without_password
 
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 
@@ -41,11 +41,10 @@ def hooks_list(as_json: bool) -> None:
     rows = []
     now_ms = Clock().now_ms()
     for hook, state in zip(settings.hooks, states, strict=True):
-        parts = urlsplit(hook.url)
         rows.append(
             {
                 "name": hook.name,
-                "to": f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}" if parts.netloc else hook.url,
+                "to": without_password(hook.url),
                 "events": "all" if hook.events is None else ",".join(sorted(hook.events)),
                 "signed": ",".join(secret.scheme for secret in hook.secrets) or "no",
                 "due": state.due,

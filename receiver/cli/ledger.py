@@ -6,9 +6,10 @@ from receiver.cli.console import run, with_ledger
 from receiver.settings import load_receiver_settings
 from submitter.clock import Clock
 from submitter.errors import InvalidSettings, Problem
-from submitter.ledger import Ledger, file_of, open_ledger, without_password
+from submitter.ledger import Ledger, file_of, open_ledger
 from submitter.ledger.copying import CopyReport, copy
 from submitter.settings import load_settings
+from submitter.web_address import without_password
 
 DAY_MS = 86_400_000
 PAGE = 500

@@ -5,7 +5,7 @@ import click
 from receiver.cli.console import bound, run
 from receiver.settings import ReceiverSettings
 from submitter import log
-from submitter.ledger import without_password
+from submitter.web_address import without_password
 
 ENDPOINTS = ("/callbacks", "/events", "/tick", "/healthz", "/readyz", "/metrics")
 

@@ -1,19 +1,11 @@
 """Ledger factory: opens the engine that a URL names (SQLite, PostgreSQL, DynamoDB)."""
 
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from submitter.errors import InvalidSettings, Problem
 from submitter.extras import install_command
 from submitter.ledger.base import Ledger
-
-
-def without_password(url: str) -> str:
-    """Return a ledger's URL without its password and its query, for logs and messages."""
-    parts = urlsplit(url)
-    host = parts.netloc.rpartition("@")
-    user = f"{host[0].partition(':')[0]}@" if host[1] else ""
-    return f"{parts.scheme}://{user}{host[2]}{parts.path}"
+from submitter.web_address import why_not_server
 
 
 def file_of(url: str) -> Path | None:
@@ -27,7 +19,12 @@ def open_ledger(url: str, field: str = "KLING_RELAY_LEDGER") -> Ledger:
     `sqlite:///relative.db` or `sqlite:////absolute.db`; `postgresql://user:password@host/database?schema=...`;
     `dynamodb://table?region=...`.
     """
-    scheme = urlsplit(url).scheme
+    scheme = url.partition(":")[0]
+    wrong = None if scheme == "sqlite" else why_not_server(url)
+    if wrong is not None:
+        raise InvalidSettings(
+            [Problem(field, f"{scheme}://", f"a URL that can be opened: {wrong}", "Correct the URL.")]
+        )
     if scheme == "dynamodb":
         from submitter.ledger.dynamodb.ledger import DynamoLedger
 

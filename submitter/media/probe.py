@@ -22,6 +22,7 @@ from submitter.callback_url import redact
 from submitter.errors import Problem
 from submitter.media.check import MediaFacts
 from submitter.media.isobmff import Reading, Unreadable, read_movie, sniff
+from submitter.web_address import why_not_web
 
 CHUNK = 64 * 1024
 REMOTE_MAX = 8 * 1024 * 1024
@@ -61,7 +62,12 @@ def open_medium(field: str, value: str | Path, *, inline: bool) -> Medium | Prob
     """Return the medium that `value` denotes: a URL, a file, or (if `inline`) base64; or the problem with it."""
     if isinstance(value, str):
         if value.startswith(("http://", "https://")):
-            return Medium(field, url=value) if _is_url(value) else _not_a_url(field, value)
+            wrong = why_not_web(value)
+            if wrong is not None:
+                return Problem(
+                    field, repr(redact(value[:120])), f"a URL that can be opened: {wrong}", "Correct the URL."
+                )
+            return Medium(field, url=value)
         raw = value.partition("base64,")[2] if value.startswith("data:") else value
         decoded = _decode(raw) if len(raw) > 255 or value.startswith("data:") else None
         if decoded is not None and inline:
@@ -90,19 +96,6 @@ def digest(medium: Medium) -> str:
     assert medium.path is not None
     with medium.path.open("rb") as file:
         return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
-
-
-def _is_url(value: str) -> bool:
-    """Return whether a URL has a host whose name can be looked up."""
-    try:
-        host = httpx.URL(value).host
-        return bool(host) and ".." not in host and not host.startswith(".")
-    except (httpx.InvalidURL, UnicodeError):
-        return False
-
-
-def _not_a_url(field: str, value: str) -> Problem:
-    return Problem(field, repr(redact(value[:120])), "a URL with a valid host", "Correct the URL's host.")
 
 
 async def probe(medium: Medium, client: httpx.AsyncClient) -> Probe:

@@ -10,6 +10,7 @@ import httpx
 import msgspec
 
 from submitter.sandbox.media import MediaInfo, NotMedia, inspect, render
+from submitter.web_address import why_not_web
 
 MEGABYTE = 1024 * 1024
 
@@ -95,6 +96,9 @@ class Studio:
         if not isinstance(value, str) or not value:
             raise Refusal("invalid", f"{field} is required")
         if value.startswith(("http://", "https://")):
+            wrong = why_not_web(value)
+            if wrong is not None:
+                raise Refusal("invalid", f"{field} is no URL that can be opened: {wrong}")
             try:
                 answer = await self._client.get(value)
                 answer.raise_for_status()

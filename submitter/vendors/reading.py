@@ -12,6 +12,7 @@ from submitter.callback_url import redact
 from submitter.errors import Unintelligible
 from submitter.safe_json import NotJson, read_json
 from submitter.task import RAW_MAX
+from submitter.web_address import why_not_web
 
 
 def read_object(body: bytes | str) -> dict[str, Any]:
@@ -68,8 +69,9 @@ def url(source: Mapping[str, Any], name: str) -> str | None:
     value = source.get(name)
     if value is None or value == "":
         return None
-    if not isinstance(value, str) or not value.startswith(("https://", "http://")):
-        raise Unintelligible(f"`{name}` is no http(s) URL: {value!r:.80}")
+    reason = "it is no text" if not isinstance(value, str) else why_not_web(value)
+    if reason is not None or not isinstance(value, str):
+        raise Unintelligible(f"`{name}` is no http(s) URL, {reason}: {value!r:.80}")
     return value
 
 

@@ -29,6 +29,7 @@ from submitter.vendors.base import (
 )
 from submitter.vendors.reading import object_or_empty, raw, read_object
 from submitter.vendors.refusals import Rule, refusal, refused_create, rule_of
+from submitter.web_address import why_not_web
 
 POLL_POLICY = PollPolicy(
     while_expected=Backoff(first_s=900, factor=1.5, max_s=3600),
@@ -224,7 +225,8 @@ def json_request(method: str, url: str, token: str, body: Any = None) -> HttpReq
 
 def check_base_url(name: str, url: str, default: str) -> list[Problem]:
     """Return the problems of a vendor's base URL."""
-    if url.startswith(("http://", "https://")):
+    wrong = why_not_web(url)
+    if wrong is None:
         return []
     remedy = f"Correct the URL. The default is {default}."
-    return [Problem(f"{name.upper()}_BASE_URL", repr(url), "an http(s) URL", remedy)]
+    return [Problem(f"{name.upper()}_BASE_URL", repr(url), f"an http(s) URL: {wrong}", remedy)]

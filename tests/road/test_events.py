@@ -110,8 +110,8 @@ async def test_an_invalid_event_is_refused_with_its_reason_and_creates_no_task(
         ({"character_orientation": "sideways"}, 400, "character_orientation"),
         ({"vendor": "acme"}, 400, "acme"),
         ({"vendor": "oxen"}, 400, "a vendor with credentials at this receiver: kling"),
-        ({"image": "https://a..b/girl.png"}, 400, "a URL with a valid host"),
-        ({"image": "https://xn--a/girl.png"}, 400, "a URL with a valid host"),
+        ({"image": "https://a..b/girl.png"}, 400, "a URL that can be opened"),
+        ({"image": "https://xn--a/girl.png"}, 400, "a URL that can be opened"),
         ({"video": f"{world.hook_url}/files/boxes.mp4"}, 400, "boxes"),
     ):
         message = to_structured_event(event(world, "order-1", **changes))

@@ -7,10 +7,11 @@ import pytest
 from click.testing import CliRunner, Result
 
 from receiver.cli.main import main
-from submitter.ledger import Ledger, open_ledger, without_password
+from submitter.ledger import Ledger, open_ledger
 from submitter.ledger.base import Disabled, Quarantined, Settlement, Subscription
 from submitter.ledger.copying import PAGE, copy
 from submitter.task import TaskStatus
+from submitter.web_address import without_password
 from tests.conformance.ledgers import NOW, report, succeed, task
 
 

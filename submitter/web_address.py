@@ -1,0 +1,85 @@
+"""URLs that people and services write: whether they can be opened, and how they are shown. Pure.
+
+`why_not_web` is for http(s) URLs (media, results, hooks, base URLs); `why_not_server` is for those of
+databases and brokers, which may hold a password and several hosts. Sources: RFC 3986 (URI), RFC 5890
+(international names), RFC 1035 (lengths of names).
+"""
+
+import ipaddress
+import re
+
+_BLANK = re.compile("[\x00-\x20\x7f\ud800-\udfff]")
+_LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
+_HOST_AND_PORT = re.compile(r"(\[[^\[\]]*\]|[^\[\]:]*)(?::([0-9]*))?")
+HOST_MAX = 253
+NOT_ENCODED = "a / # ? @ [ or ] in its password must be percent-encoded: %2F %23 %3F %40 %5B %5D"
+
+
+def why_not_web(url: str) -> str | None:
+    """Return why `url` is no http(s) URL that can be opened, or None."""
+    if not url.startswith(("http://", "https://")):
+        return "it does not start with http:// or https://"
+    if _BLANK.search(url):
+        return "it has a space, a control character or invalid Unicode"
+    _, hosts, _ = _split(url)
+    return _why_not_address(hosts) if hosts else "it has no host"
+
+
+def why_not_server(url: str) -> str | None:
+    """Return why the hosts and ports of a URL cannot be connected to, or None. The reason shows no password."""
+    if _BLANK.search(url):
+        return "it has a space, a control character or invalid Unicode"
+    user, hosts, rest = _split(url)
+    if "@" in rest or set("@[]") & set(user):
+        return NOT_ENCODED
+    return next(filter(None, map(_why_not_address, hosts.split(",") if hosts else ())), None)
+
+
+def without_password(url: str) -> str:
+    """Return the URL of a database or a broker without its password and its query, for logs and messages."""
+    scheme, separator, rest = url.partition("://")
+    if scheme == "sqlite" or not separator:
+        return url.partition("?")[0]
+    credentials, at, place = rest.rpartition("@")  # a password may hold anything, so the last @ ends it
+    user = credentials.partition(":")[0] if at else ""
+    return f"{scheme}://{user}{at}{re.split('[?#]', place)[0]}"
+
+
+def _split(url: str) -> tuple[str, str, str]:
+    """Return the credentials, the hosts, and what follows them."""
+    rest = url.partition("://")[2]
+    authority = re.split("[/?#]", rest, maxsplit=1)[0]
+    user, _, hosts = authority.rpartition("@")
+    return user, hosts, rest[len(authority) :]
+
+
+def _why_not_address(address: str) -> str | None:
+    """Return why `host`, `host:port`, `[IPv6]` or `[IPv6]:port` cannot be connected to, or None."""
+    found = _HOST_AND_PORT.fullmatch(address)
+    if found is None or (found[2] and not 0 < int(found[2][:6]) <= 65535):
+        return "its port is no number from 1 to 65535"
+    return why_not_host(found[1])
+
+
+def why_not_host(host: str) -> str | None:
+    """Return why `host` is neither an IP address nor a name that can be looked up, or None."""
+    is_bracketed = host.startswith("[")
+    try:
+        ipaddress.ip_address(host.strip("[]"))
+    except ValueError:
+        if is_bracketed:
+            return "its host is no IPv6 address"
+    else:
+        return None
+    name = host.removesuffix(".")
+    if not name.isascii() or "xn--" in name.lower():
+        import idna  # rarely needed, and its tables are large
+
+        try:
+            name = idna.encode(name.lower()).decode()
+            idna.decode(name)
+        except UnicodeError:
+            return "its host is no valid international name"
+    if len(name) > HOST_MAX or not all(_LABEL.fullmatch(label) for label in name.split(".")):
+        return "its host is no valid name"
+    return None
