@@ -129,6 +129,9 @@ class CallbackEndpoint:
         if report is None:
             log.info("callback.ignored", vendor=vendor, external_task_id=id)
             return "ignored"
+        if report.is_test:
+            log.info("callback.test", vendor=vendor)
+            return "test"
         observation = self._verifier.observation(vendor, report)
 
         def is_ours(task: Task) -> bool:  # it may have failed over to another vendor, or have its id from a pruned one
@@ -140,9 +143,6 @@ class CallbackEndpoint:
         try:
             applied = await self._ledger.apply(id, decide)
         except TaskNotFound:
-            if report.is_test:
-                log.info("callback.test", vendor=vendor)
-                return "test"
             return await self._quarantine(vendor, id, body, "the ledger has no such task", now_ms)
         task = applied.task
         if not is_ours(task):

@@ -21,7 +21,12 @@ URL_LIVES_S = 30 * 86400
 """As long as Kling keeps a result: a result reported later could no longer be downloaded."""
 
 KEY_BYTES = 32
-_TOKEN = re.compile(r"(/callbacks/[^/\s\"']+/[^/\s\"']+/)[A-Za-z0-9_.~-]+")
+_SLASH = r"(?:\\?/|\\u002[fF])"  # as JSON may hold it
+_PART = r"[^/\s\"'\\]+"
+_TOKEN = re.compile(
+    rf"({_SLASH}callbacks{_SLASH}{_PART}{_SLASH}{_PART}{_SLASH})[A-Za-z0-9_.~-]+"
+    rf"|({_SLASH}media{_SLASH}{_PART}{_SLASH})[A-Za-z0-9_~-]+\.[0-9]+\.[A-Za-z0-9_-]{{40,}}"
+)
 
 
 class Key(msgspec.Struct, frozen=True):
@@ -102,8 +107,8 @@ def check(ring: KeyRing, vendor: str, external_task_id: str, token: str, now_s: 
 
 
 def redact(text: str) -> str:
-    """Return `text` with the tokens of callback URLs replaced by `[hidden]`."""
-    return _TOKEN.sub(r"\1[hidden]", text) if "/callbacks/" in text else text
+    """Return `text` with the tokens of callback and media URLs replaced by `[hidden]`."""
+    return _TOKEN.sub(r"\1\2[hidden]", text) if "callbacks" in text or "media" in text else text
 
 
 def redact_body(body: bytes) -> bytes:

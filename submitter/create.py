@@ -153,6 +153,7 @@ class Creator:
             others = await self._ledger.open_tasks(candidate.name) - 1
             if others >= vendor.parallel:
                 raise _limit_reached(candidate.name, vendor.parallel)
+        created: Task | VendorRefused | None = None
         for _ in range(SEND_TRIES):
             created = await self._send(task, build, vendor, retries_here=retries_here)
             if isinstance(created, Task):
@@ -163,6 +164,8 @@ class Creator:
                 return found
             if created is not None and created.failover and not retries_here:
                 raise created  # the lookup has shown that the ambiguous answer was a refusal
+        if isinstance(created, VendorRefused):  # an outage, which the last lookup has shown to be a refusal too
+            raise created
         return await self._unknown(task, f"{task.vendor} answered none of {SEND_TRIES} creates, and has no such task")
 
     async def _send(

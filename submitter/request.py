@@ -131,23 +131,35 @@ def _wrong_type(name: str, value: Any, type_: Any) -> Problem | None:
     if name in ("image", "video"):
         expected = "a URL or a file" if name == "video" else "a URL, a file or base64"
         remedy = "Save it to a file, and pass its path." if isinstance(value, bytes) else "Pass it as text or a path."
-        return None if isinstance(value, str | Path) else _mistyped(name, value, expected, remedy)
+        if not isinstance(value, str | Path):
+            return _mistyped(name, value, expected, remedy)
+        return _why_not_text(name, str(value))
     if name == "metadata" and isinstance(value, dict):
         for key, item in value.items():
             if not isinstance(key, str) or not isinstance(item, str):
                 return _mistyped(f"metadata[{key!r}]", item, "text by text keys", f"Pass {str(item)!r:.80}.")
     try:
         msgspec.convert(value, type_)
-        msgspec.json.encode(value)
-    except msgspec.ValidationError as error:
+    except (msgspec.ValidationError, AttributeError, RecursionError, TypeError) as error:
         return _mistyped(name, value, str(error), "Correct the type of this field.")
-    except (UnicodeEncodeError, TypeError) as error:
+    return _why_not_text(name, value)
+
+
+def _why_not_text(name: str, value: Any) -> Problem | None:
+    try:
+        encoded = msgspec.json.encode(value)
+    except (UnicodeEncodeError, TypeError, RecursionError) as error:
         return _mistyped(name, value, f"valid Unicode text: {error}", "Correct its encoding.")
+    if b"\\u0000" in encoded:
+        return _mistyped(name, value, "text without NUL characters", "Remove them.")
     return None
 
 
 def _mistyped(field: str, value: Any, limit: str, remedy: str) -> Problem:
-    shown = f"{len(value)} bytes" if isinstance(value, bytes) else f"{value!r:.80}"
+    try:
+        shown = f"{len(value)} bytes" if isinstance(value, bytes) else f"{value!a:.80}"
+    except RecursionError:
+        shown = "nested too deeply"
     return Problem(field, f"{shown} ({type(value).__name__})", limit, remedy)
 
 

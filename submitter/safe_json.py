@@ -12,8 +12,12 @@ class NotJson(Exception):
 def read_json(text: bytes | str) -> Any:
     """Parse JSON of unknown origin; raise NotJson.
 
-    A parser's own errors are not enough: invalid UTF-8 and deep nesting raise other ones.
+    A parser's own errors are not enough: invalid UTF-8 and deep nesting raise other ones. NUL, which PostgreSQL
+    cannot store, becomes U+FFFD.
     """
+    text = text.encode(errors="surrogatepass") if isinstance(text, str) else text
+    if b"\\u0000" in text:
+        text = text.replace(b"\\u0000", b"\\ufffd")
     try:
         return msgspec.json.decode(text)
     except RecursionError:

@@ -25,13 +25,14 @@ from submitter.http import VendorHttp
 from submitter.ledger import open_ledger
 from submitter.media.store import open_media_store
 from submitter.settings import VendorSettings
+from submitter.transition import ADOPTION_SKEW_MS
 from submitter.vendors.base import HttpAnswer
 from submitter.vendors.reading import object_or_empty
 from submitter.vendors.registry import vendors
 from submitter.web_address import without_password
 
 VENDORS = "vendors"
-CLOCK_WARN_S, CLOCK_FAIL_S = 30, 240
+CLOCK_WARN_S, CLOCK_FAIL_S = 15, ADOPTION_SKEW_MS / 1000
 TEST_ID = "kling-relay-doctor"
 
 
@@ -236,7 +237,11 @@ def _clock(name: str, date: str | None, clock: Clock) -> Finding:
     seen = f"{abs(off_s):.0f} s {'ahead of' if off_s > 0 else 'behind'} {name}'s clock"
     if abs(off_s) >= CLOCK_WARN_S:
         state = "fail" if abs(off_s) >= CLOCK_FAIL_S else "warn"
-        return Finding("clock", state, seen, "Synchronize this machine's clock (NTP): a signature is valid for 300 s.")
+        remedy = (
+            f"Synchronize this machine's clock (NTP): beyond {CLOCK_FAIL_S:g} s, a task whose create got no answer is"
+            " not recognized as yours, and beyond 300 s no signature is valid."
+        )
+        return Finding("clock", state, seen, remedy)
     return Finding("clock", "ok", seen)
 
 

@@ -123,10 +123,12 @@ class Oxen(msgspec.Struct, frozen=True):
         """Parse one generation or the list; `more` queries the tasks that are not in the list one by one."""
         body = object_or_empty(answer.body)
         is_list = len(query.tasks) > 1
-        if answer.status == 404 and not is_list:
+        if answer.status == 404 and body and not is_list:  # a proxy's 404 is no JSON object
             return Findings(absent=(query.tasks[0].external_task_id,))
         if not 200 <= answer.status < 300:
             raise _refused(answer, body)[0]
+        if is_list and not isinstance(body.get("generations"), list):
+            raise Unintelligible("`generations` is no list")
         rows = objects(body, "generations") if is_list else [body]
         by_id = {text(row, "generation_id"): row for row in rows}
         reports: dict[str, Report] = {}

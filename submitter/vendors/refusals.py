@@ -1,10 +1,15 @@
 """Classifies a vendor's errors: remedy, retryable, eligible for failover, ambiguous for a create. Pure."""
 
+import re
+
 import msgspec
 
 from submitter.callback_url import redact
 from submitter.errors import SubmissionUnknown, VendorRefused
 from submitter.vendors.base import HttpAnswer
+
+RETRY_AFTER_MAX_S = 300.0
+"""The longest wait that a vendor's Retry-After is followed for, in seconds."""
 
 
 class Rule(msgspec.Struct, frozen=True):
@@ -57,7 +62,7 @@ def refusal(
         failover=rule.failover,
         duplicate=rule.duplicate,
         request_id=request_id,
-        retry_after_s=float(retry_after) if retry_after.isascii() and retry_after.isdigit() else None,
+        retry_after_s=min(float(retry_after), RETRY_AFTER_MAX_S) if re.fullmatch("[0-9]{1,9}", retry_after) else None,
     )
 
 

@@ -123,7 +123,7 @@ class RestVendor(msgspec.Struct, frozen=True):
         body = object_or_empty(answer.body)
         if not 200 <= answer.status < 300:
             refused, rule = self._refused(answer, body)
-            if answer.status == 404 and not rule.failover:  # inferred: no vendor documents this
+            if answer.status == 404 and body and not rule.failover:  # inferred; a proxy's 404 is no JSON object
                 return Findings(absent=(query.tasks[0].external_task_id,))
             raise refused
         return single_finding(

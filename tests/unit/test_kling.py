@@ -9,11 +9,11 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from submitter.errors import InvalidSettings
+from submitter.errors import InvalidSettings, VendorRefused
 from submitter.request import MotionControl
 from submitter.schedule import Backoff, PollPolicy
 from submitter.task import Task, TaskStatus
-from submitter.vendors.base import CreateRequest, HttpAnswer
+from submitter.vendors.base import CreateRequest, HttpAnswer, Vendor
 from submitter.vendors.kling import configure
 from submitter.vendors.kling.credentials import ApiKey, KeyPair
 from submitter.vendors.kling.protocol import BASE_URL
@@ -110,8 +110,49 @@ def test_v2_answers_are_matched_by_id_not_by_position() -> None:
     ]
     findings = V2.read_query(query, answer({"code": 0, "data": rows}), NOW_S)
     assert {id: report.status.value for id, report in findings.reports.items()} == {"a": "succeed", "b": "processing"}
-    assert findings.absent == ("c",)
-    assert list(findings.unreadable) == ["d"]
+    assert findings.absent == ()
+    assert set(findings.unreadable) == {"c", "d"}  # the rubbish may be `c`
+    whole = V2.read_query(query, answer({"code": 0, "data": rows[:-1]}), NOW_S)
+    assert (whole.absent, list(whole.unreadable)) == (("c",), ["d"])
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        None,
+        "hello",
+        {},
+        7,
+        [None],
+        ["x"],
+        [[]],
+        [{"status": "processing"}],
+        {"id": "8", "status": "processing"},
+        {"a": []},
+    ],
+)
+@pytest.mark.parametrize("adapter", [V1, V2])
+def test_an_answer_that_is_no_list_does_not_show_that_a_task_is_absent(adapter: Vendor, data: Any) -> None:
+    """`tasks retry` would pay for it again."""
+    for asked in ([task("a", "1")], [replace(task("a", "1"), task_id=None)], [task("a", "1"), task("b", "2")]):
+        (query,) = adapter.queries(asked, NOW_S)
+        findings = adapter.read_query(query, answer({"code": 0, "data": data}), NOW_S)
+        assert (findings.absent, findings.reports) == ((), {})
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (400, {"code": 1201, "message": "Account not found"}),
+        (404, {"code": 1203, "message": "resource /v1/videos does not exist"}),
+        (404, {}),
+        (500, {"code": 5000, "message": "task not found"}),
+    ],
+)
+def test_an_error_that_does_not_name_the_task_does_not_show_that_it_is_absent(status: int, body: Any) -> None:
+    (query,) = V1.queries([task("a", "1")], NOW_S)
+    with pytest.raises(VendorRefused):
+        V1.read_query(query, HttpAnswer(status, {}, msgspec.json.encode(body)), NOW_S)
 
 
 def test_v1_pages_end_at_rows_older_than_the_tasks_that_are_asked_for() -> None:

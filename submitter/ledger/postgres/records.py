@@ -52,7 +52,7 @@ WITH pruned AS (
     DELETE FROM SCHEMA.tasks WHERE external_task_id IN (
         SELECT external_task_id FROM SCHEMA.tasks AS t
         WHERE NOT is_open AND status IN ({", ".join(f"'{status.value}'" for status in sorted(SETTLED))})
-        AND (doc::json ->> 'updated_at_ms')::bigint < $1
+        AND substring(doc from '"updated_at_ms":([0-9]+)')::bigint < $1
         AND NOT EXISTS (SELECT FROM SCHEMA.outbox AS o WHERE o.external_task_id = t.external_task_id)
         AND NOT EXISTS (
             SELECT FROM SCHEMA.deliveries AS d JOIN SCHEMA.events AS e ON e.seq = d.event_seq

@@ -14,7 +14,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from submitter.errors import Unintelligible
 
 Id = Annotated[str, Meta(min_length=1, max_length=128)]
-Url = Annotated[str, Meta(pattern="^https?://")]
+Url = Annotated[str, Meta(pattern=r"^https?://[^\s/?#]+[^\s]*$")]
 Decimal = Annotated[str, Meta(pattern=r"^([0-9]+([.][0-9]+)?)?$", description="a decimal number, or empty")]
 Milliseconds = Annotated[int, Meta(ge=0, description="Unix milliseconds")]
 V1Status = Annotated[str, Meta(examples=["submitted", "processing", "succeed", "failed"])]

@@ -6,6 +6,7 @@ callback keeps its `webhook-id`, whether `external_id` is in every callback, whe
 nested in `data` once or twice.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 from urllib.parse import urlencode
@@ -71,12 +72,11 @@ DUPLICATE = Rule("Use a new external_task_id.", duplicate=True)
 WORDS_ON_CREATE: tuple[tuple[int, str, Rule], ...] = (
     (1201, "already exist", DUPLICATE),  # "External_task_id order-1 already exists", seen live
 )
-# In answer to a query by one id: the vendor does not know the task. The text is inferred.
+# In answer to a query by one id: the vendor does not know the task. The text is inferred, so that it must name
+# the task: "Account not found" does not mean that there is none. Neither does 1203, the answer to a wrong path.
 WORDS_ON_QUERY: tuple[tuple[int, str], ...] = (
-    (1201, "not found"),
-    (1201, "not exist"),
-    (1201, "no such"),
-    (1203, ""),
+    (1201, r"\btask\b.*(not found|not exist)"),
+    (1201, r"(no such|unknown)\b.*\btask\b"),
 )
 
 # A task usually takes 5 to 15 minutes; no maximum is documented.
@@ -125,7 +125,10 @@ class Kling(msgspec.Struct, frozen=True):
         Kling's console tests a callback URL with the status `submitted` and no external id.
         """
         check_schema(body)
-        return read_task(read_object(body), "callback", body)
+        report = read_task(read_object(body), "callback", body)
+        if report.created_at_ms is None and not report.is_test:
+            raise Unintelligible("when the task was created is not in Unix milliseconds")
+        return report
 
     def read_create(self, answer: HttpAnswer) -> Report:
         """Parse the answer to create, by HTTP status and `code`."""
@@ -159,7 +162,7 @@ def is_success(answer: HttpAnswer, envelope: Mapping[str, Any]) -> bool:
 def is_absence(refused: VendorRefused) -> bool:
     """Return whether a refused query by one id means that the vendor does not know the task."""
     message = refused.message.lower()
-    return any(refused.code == str(code) and words in message for code, words in WORDS_ON_QUERY)
+    return any(refused.code == str(code) and re.search(words, message) for code, words in WORDS_ON_QUERY)
 
 
 def read_refusal(answer: HttpAnswer, envelope: Mapping[str, Any]) -> tuple[VendorRefused, Rule]:
@@ -183,23 +186,32 @@ def read_refusal(answer: HttpAnswer, envelope: Mapping[str, Any]) -> tuple[Vendo
     ), rule
 
 
-def match_tasks(tasks: Sequence[Task], rows: Any) -> tuple[dict[str, Report], dict[str, str]]:
-    """Match `tasks` with a list of rows by id. Return their reports, and the reasons for unreadable rows."""
+def match_tasks(tasks: Sequence[Task], data: Any) -> tuple[dict[str, Report], dict[str, str]]:
+    """Match `tasks` with a row or a list of rows by id. Return their reports, and the reasons for unreadable rows.
+
+    A task that is in neither is absent. A task that is not found is unreadable, if the data does not prove that it
+    is absent: it is no list, or has a row without an id.
+    """
+    rows = data if isinstance(data, list) else [data]
     by_task_id = {task.task_id: task.external_task_id for task in tasks if task.task_id}
     wanted = {task.external_task_id for task in tasks}
     reports: dict[str, Report] = {}
     unreadable: dict[str, str] = {}
-    for row in rows if isinstance(rows, list) else []:
-        if not isinstance(row, dict):
-            continue
-        own = _external_id(row)
-        id = by_task_id.get(text(row, "id") or text(row, "task_id") or "") or (own if own in wanted else None)
+    proves_absence = isinstance(data, list)
+    for row in rows:
+        own = _external_id(row) if isinstance(row, dict) else None
+        task_id = (text(row, "id") or text(row, "task_id") or "") if isinstance(row, dict) else ""
+        id = by_task_id.get(task_id) or (own if own in wanted else None)
         if id is None:
+            proves_absence = proves_absence and bool(task_id)
             continue
         try:
             reports[id] = read_task(row, "poll", row)
         except Unintelligible as reason:
             unreadable[id] = str(reason)
+    if not proves_absence:
+        for id in wanted - reports.keys() - unreadable.keys():
+            unreadable[id] = "`data` is no list of tasks with an id, so it does not show that the task is absent"
     return reports, unreadable
 
 

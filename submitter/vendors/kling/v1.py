@@ -67,20 +67,19 @@ class KlingV1(Kling, frozen=True):
         return [self._page(tuple(tasks), 1, now_s)]
 
     def read_query(self, query: Query, answer: HttpAnswer, now_s: float) -> Findings:
-        """Parse one task or a page of the list; v1 answers 400/1201 (or 404/1203) for an unknown task."""
+        """Parse one task or a page of the list; v1 answers 400/1201 for an unknown task."""
         try:
             data = read_data(answer)
         except VendorRefused as refused:
             if len(query.tasks) == 1 and query.page == 1 and is_absence(refused):
                 return Findings(absent=(query.tasks[0].external_task_id,))
             raise
-        rows = [data] if isinstance(data, dict) else data
-        reports, unreadable = match_tasks(query.tasks, rows)
+        reports, unreadable = match_tasks(query.tasks, data)
         left = tuple(t for t in query.tasks if t.external_task_id not in reports | unreadable)
         is_list = len(query.tasks) > 1 or query.page > 1
-        if left and is_list and isinstance(rows, list) and len(rows) >= PAGE and query.page < LAST_PAGE:
+        if left and is_list and isinstance(data, list) and len(data) >= PAGE and query.page < LAST_PAGE:
             # The newest tasks come first: the rest of the list is older than every task that is asked for.
-            oldest_ms = min((ms for row in rows if (ms := created_ms(row)) is not None), default=None)
+            oldest_ms = min((ms for row in data if (ms := created_ms(row)) is not None), default=None)
             if oldest_ms is None or oldest_ms >= min(t.created_at_ms for t in left) - CLOCK_SKEW_MS:
                 return Findings(reports, unreadable, more=(self._page(left, query.page + 1, now_s),))
         return Findings(reports, unreadable, tuple(task.external_task_id for task in left))

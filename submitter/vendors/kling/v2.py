@@ -87,7 +87,7 @@ class KlingV2(Kling, frozen=True):
     def read_query(self, query: Query, answer: HttpAnswer, now_s: float) -> Findings:
         """Parse the list of tasks; tasks are matched by id, not by position."""
         data = read_data(answer)
-        reports, unreadable = match_tasks(query.tasks, [data] if isinstance(data, dict) else data)
+        reports, unreadable = match_tasks(query.tasks, data)
         absent = tuple(
             task.external_task_id
             for task in query.tasks
