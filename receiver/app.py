@@ -13,6 +13,7 @@ from typing import Protocol
 
 import structlog
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
@@ -110,6 +111,13 @@ def create_app(
             log.error("request.failed", path=request.url.path, reason=str(error))
         return response
 
+    async def on_http_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        detail = "See receiver/README.md for the endpoints and their methods."
+        response = problem(error.status_code, error.detail, detail)
+        response.headers.update(error.headers or {})
+        return response
+
     app = _Receiver(
         routes=[
             Route("/healthz", healthz),
@@ -120,7 +128,7 @@ def create_app(
             Route("/media/{name}/{token}", _media_endpoint(verifier, media, clock)),
             Route("/events", task_requests or _events_are_off, methods=["POST", "OPTIONS"]),
         ],
-        exception_handlers={RelayError: on_error},
+        exception_handlers={RelayError: on_error, HTTPException: on_http_error},
         lifespan=lifespan,
     )
     app.callbacks = CallbackEndpoint(ledger, verifier, clock, metrics, body_limit, read_timeout_s, notify)

@@ -143,7 +143,8 @@ def _secrets(
             remedy = 'Keep the secret out of this file: set `secret` to "env:NAME" or "file:PATH".'
             found.append(Problem(f"{where}.secret", "[hidden]", "env:NAME or file:PATH", remedy))
             continue
-        for value in filter(None, (part.strip() for part in (follow(f"{where}.secret", reference) or "").split(","))):
+        resolved = follow(f"{where}.secret", reference)
+        for value in [] if resolved is None else resolved.split(","):
             try:
                 secrets.append(read_secret(f"{where}.secret", value))
             except InvalidSettings as error:

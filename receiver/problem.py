@@ -39,12 +39,12 @@ _TITLES = {
 }
 
 
-def problem_of(error: Exception) -> Response:
-    """Return the response to a request that ended in `error`; an unknown error is 500."""
+def problem_of(error: Exception, detail: str | None = None) -> Response:
+    """Return the response to a request that ended in `error`; an unknown error is 500. `detail` replaces its text."""
     status = error.status if isinstance(error, RelayError | RequestRefused) else 500
     # A LedgerUnavailable names the operator's files and hosts: they belong in the log, not in a response.
-    detail = "try again later" if isinstance(error, LedgerUnavailable) else str(error)
-    response = problem(status, _TITLES.get(status, "error"), detail)
+    shown = "try again later" if isinstance(error, LedgerUnavailable) else str(error)
+    response = problem(status, _TITLES.get(status, "error"), detail or shown)
     if status == 503:
         after_s = error.retry_after_s if isinstance(error, VendorRefused) else None
         response.headers["retry-after"] = str(math.ceil(after_s or RETRY_AFTER_S))

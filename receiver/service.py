@@ -185,7 +185,7 @@ def create_service_app(service: Service, *, lifespan: Lifespan | None = None, cl
         lifespan=lifespan,
         notify=service.notify if settings.deliver == "inline" else None,
         task_requests=None if settings.events_token is None else service.answer_task_request,
-        is_working=(lambda: True) if lifespan is None else (lambda: service.is_working),
+        is_working=lambda: lifespan is None or settings.deliver == "inline" or service.is_working,
     )
 
 

@@ -55,17 +55,18 @@ def load_receiver_settings(environ: Mapping[str, str] | None = None) -> Receiver
         confirm[name] = reader.choice("confirm", CONFIRM, default, vendor=name)
         variable = f"{name.upper()}_WEBHOOK_SECRET"
         table = reader.vendor_table(name)
-        value = reader.environ.get(variable) or ""
-        if not value and "webhook_secret" in table:
-            value = reader.secret(f"vendor.{name}.webhook_secret", str(table["webhook_secret"])) or ""
+        value = reader.secret_setting("webhook_secret", variable, table)
         found = []
-        for part in filter(None, (part.strip() for part in value.split(","))):
+        for part in value.split(",") if value else ():
             try:
                 found.append(read_secret(variable, part))
             except InvalidSettings as error:
                 reader.problems.extend(error.problems)
         secrets[name] = tuple(found)
-    tokens = {name: reader.text(name) for name in ("tick_token", "events_token")}
+    tokens = {
+        name: reader.secret_setting(name, f"KLING_RELAY_{name.upper()}", reader.table)
+        for name in ("tick_token", "events_token")
+    }
     for name, token in tokens.items():
         if token is not None and len(token) < 16:
             variable = f"KLING_RELAY_{name.upper()}"

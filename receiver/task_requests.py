@@ -12,14 +12,14 @@ takes the event.
 
 import asyncio
 import hmac
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
-from receiver.problem import RETRY_AFTER_S, problem
-from submitter.errors import InvalidRequest, Problem, SubmissionUnknown
+from receiver.problem import RETRY_AFTER_S, problem, problem_of
+from submitter.errors import InvalidRequest, Problem, RelayError, SubmissionUnknown
 from submitter.event import task_data
 from submitter.ledger.base import Tasks
 from submitter.request import MotionControl
@@ -78,9 +78,16 @@ class TaskRequests:
             response = problem(503, "not submitted yet", detail)
             response.headers["retry-after"] = str(RETRY_AFTER_S)
             return response
-        errors = [task for task in tasks if isinstance(task, BaseException)]
+        errors = {
+            str(request.external_task_id): task
+            for request, task in zip(requests, tasks, strict=True)
+            if isinstance(task, BaseException)
+        }
         if errors:  # 503 first: the sender must repeat the batch for the sake of what may succeed later
-            raise min(errors, key=lambda error: getattr(error, "status", 500) != 503)
+            first = min(errors.values(), key=lambda error: getattr(error, "status", 500) != 503)
+            if len(requests) == 1 or not isinstance(first, RelayError):
+                raise first
+            return _partly(first, errors, len(requests))
         return JSONResponse({"tasks": [task_data(task) for task in tasks if isinstance(task, Task)]}, 202)
 
     async def _submit_one(self, request: MotionControl) -> Task:
@@ -93,6 +100,13 @@ class TaskRequests:
             return await self._submit(request)
         except SubmissionUnknown:  # the task is in the ledger: the sender need not repeat
             return await self._ledger.get(str(request.external_task_id))
+
+
+def _partly(first: RelayError, errors: Mapping[str, BaseException], count: int) -> Response:
+    """Return the response to a batch of which some events failed: what was submitted stays submitted."""
+    failed = "\n".join(f"{id}: {error}" for id, error in errors.items())
+    detail = f"{count - len(errors)} of {count} events were submitted. These were not:\n{failed}"
+    return problem_of(first, detail)
 
 
 def _token_of(request: Request) -> str:

@@ -47,11 +47,19 @@ async def preflight(request: MotionControl, settings: Settings, client: httpx.As
     """
     problems, request = check_types(request)
     mistyped = {problem.field.partition("[")[0] for problem in problems}
-    if not request.vendors:
-        known = ", ".join(limits_by_vendor())
-        problems.append(Problem("vendor", repr(request.vendor), f"one or more of {known}", "Name a vendor."))
+    known = limits_by_vendor()
+    if "vendor" in mistyped or not request.vendors:
+        if "vendor" not in mistyped:
+            limit = f"one or more of {', '.join(known)}"
+            problems.append(Problem("vendor", repr(request.vendor), limit, "Name a vendor."))
         raise InvalidRequest(problems)
-    limits = {name: settings.require_vendor(name).vendor.limits for name in request.vendors}
+    limits = {}
+    for name in request.vendors:
+        try:
+            limits[name] = settings.require_vendor(name).vendor.limits
+        except InvalidRequest as unknown:
+            problems.extend(unknown.problems)
+    first = next(iter(limits), next(iter(known)))
     image = open_medium("image", request.image, inline=True)
     video = open_medium("video", request.video, inline=False)
     problems.extend(medium for medium in (image, video) if isinstance(medium, Problem) and medium.field not in mistyped)
@@ -67,11 +75,15 @@ async def preflight(request: MotionControl, settings: Settings, client: httpx.As
             for problem in _problems(request, media, facts, vendor_limits, has_store=has_store)
             if problem.field not in mistyped
         ]
-        for name, vendor_limits in (limits_by_vendor() | limits).items()
+        for name, vendor_limits in (known | limits).items()
     }
-    able = tuple(name for name in request.vendors if not wrong[name])
+    able = tuple(name for name in limits if not wrong[name])
     if problems or not able or isinstance(image, Problem) or isinstance(video, Problem):
-        raise InvalidRequest([*problems, *suggest_vendors(wrong[request.vendors[0]], wrong)])
+        raise InvalidRequest([*problems, *suggest_vendors(wrong[first], wrong)])
+    try:
+        stored_request = await asyncio.to_thread(to_stored, request, image, video)
+    except OSError as error:
+        raise InvalidRequest([Problem("image or video", str(error), "a readable file", "Check the file.")]) from error
     return Prepared(
         request=request,
         vendors=able,
@@ -79,10 +91,10 @@ async def preflight(request: MotionControl, settings: Settings, client: httpx.As
         image=image,
         video=video,
         formats={field: found.format for field, found in facts.items() if found and found.format},
-        stored_request=await asyncio.to_thread(to_stored, request, image, video),
+        stored_request=stored_request,
         warnings=(
             *(found.warning for found in probes.values() if found.warning),
-            *(f"{name} is left out: {wrong[name][0]}" for name in request.vendors if wrong[name]),
+            *(f"{name} is left out: {wrong[name][0]}" for name in limits if wrong[name]),
         ),
     )
 

@@ -11,7 +11,7 @@ import msgspec
 from submitter.callback_url import KeyRing
 from submitter.errors import InvalidRequest, InvalidSettings, Problem
 from submitter.schedule import Backoff, PollPolicy
-from submitter.vendors.base import CallbackSetting, Vendor
+from submitter.vendors.base import CallbackSetting, Vendor, VendorSetup
 from submitter.vendors.registry import vendors as installed_vendors
 from submitter.web_address import why_not_web, without_password
 
@@ -136,14 +136,37 @@ class Reader:
         if kind == "env":
             if not self.environ.get(rest):
                 self.problem(field, value, "an environment variable that is set", f"Set {rest} in the environment.")
-            return self.environ.get(rest)
+            return self.environ.get(rest) or None
         if kind == "file" and not rest.startswith("//"):
             try:
-                return Path(rest).read_text().strip()
-            except OSError as error:
+                content = Path(rest).read_text().strip()
+            except (OSError, UnicodeDecodeError) as error:
                 self.problem(field, value, "a readable file", f"Correct the path or its permissions: {error}.")
                 return None
+            if not content:
+                self.problem(field, value, "a file that holds the value", "The file is empty: write the value to it.")
+            return content or None
         return value
+
+    def secret_setting(self, name: str, variable: str, table: Mapping[str, Any]) -> str | None:
+        """Return a key, a token or a comma-separated list of secrets: a variable, else a field of the file's table.
+
+        One that is set but empty is a problem, since it would switch a check off; so is one that no header can hold.
+        """
+        value, written = self.environ.get(variable), table.get(name)
+        if value is None and written is not None:
+            value = self.secret(f"{name} in {CONFIG_FILE}", str(written))
+        if value is None:
+            return None
+        parts = [part.strip() for part in value.split(",")]
+        if not all(parts):
+            remedy = "Set it, or remove it. An empty one would mean that nothing is checked or signed."
+            self.problem(variable, "set, but empty", "a value", remedy)
+        elif not all(part.isascii() and part.isprintable() and " " not in part for part in parts) or "\n" in value:
+            self.problem(variable, "[hidden]", "printable ASCII without spaces", "Copy it again, without line ends.")
+        else:
+            return value
+        return None
 
     def vendor_table(self, vendor: str) -> Mapping[str, Any]:
         """Return the table `[vendor.<vendor>]`; empty if there is none."""
@@ -211,7 +234,7 @@ def read_settings(reader: Reader) -> Settings:
     reader.check_names(reader.table, (*COMMON, *RECEIVER, "vendor", "hook"), CONFIG_FILE)
     reader.check_environment((*COMMON, *RECEIVER))
     ring = None
-    keys = reader.text("keys")
+    keys = reader.secret_setting("keys", "KLING_RELAY_KEYS", reader.table)
     if keys:
         try:
             ring = KeyRing.read(keys)
@@ -257,17 +280,7 @@ def _vendors(reader: Reader) -> dict[str, VendorSettings]:
         reader.number("parallel", None, least=1),
     )
     for name, vendor in known.items():
-        variables = {
-            key: reader.secret(f"vendor.{name}.{key}", str(value)) or ""
-            for key, value in reader.vendor_table(name).items()
-            if key not in OF_VENDOR
-        }
-        prefix = f"{name.upper()}_"
-        variables |= {
-            key.removeprefix(prefix).lower(): value
-            for key, value in reader.environ.items()
-            if key.startswith(prefix) and value
-        }
+        variables = _variables(reader, name, vendor)
         reader.check_names(reader.vendor_table(name), (*OF_VENDOR, *vendor.names), f"vendor.{name}")
         callbacks = _callbacks(reader, name, vendor.reader)
         try:
@@ -278,6 +291,22 @@ def _vendors(reader: Reader) -> dict[str, VendorSettings]:
         if configured is not None:
             vendors[name] = _vendor(reader, configured, common, callbacks)
     return vendors
+
+
+def _variables(reader: Reader, name: str, vendor: VendorSetup) -> dict[str, str]:
+    """Return what an adapter is configured with: `<VENDOR>_<NAME>`, else `name` in `[vendor.<vendor>]`."""
+    table, found = reader.vendor_table(name), {}
+    for key in vendor.names:
+        variable = f"{name.upper()}_{key.upper()}"
+        if key.endswith("_key"):
+            value = reader.secret_setting(key, variable, table)
+        else:
+            value = reader.environ.get(variable)
+            if not value and key in table and key != "webhook_secret":  # the receiver reads that
+                value = reader.secret(f"vendor.{name}.{key}", str(table[key]))
+        if value:
+            found[key] = value
+    return found
 
 
 class _Common(msgspec.Struct, frozen=True):

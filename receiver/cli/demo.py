@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import os
 import sys
 import time
 from collections.abc import MutableMapping
@@ -63,6 +64,14 @@ def demo(directory: Path, vendor: str) -> None:
     sys.exit(run(run_demo(directory, vendor)))
 
 
+def show(text: str = "") -> None:
+    """Print a line; print nothing any more once nobody reads (`kling-relay demo | head`)."""
+    try:
+        click.echo(text)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 class _Story:
     """Prints each step as a line: a structlog processor that turns log events into sentences, and drops them."""
 
@@ -72,7 +81,7 @@ class _Story:
 
     def line(self, component: str, text: str) -> None:
         """Print one line: seconds since the start, the component, the text."""
-        click.echo(f"{time.monotonic() - self._started_s:6.2f} s  {click.style(f'{component:<10}', bold=True)}{text}")
+        show(f"{time.monotonic() - self._started_s:6.2f} s  {click.style(f'{component:<10}', bold=True)}{text}")
 
     def __call__(self, logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
         match event.get("event"):
@@ -168,17 +177,17 @@ async def run_demo(directory: Path, vendor: str) -> int:
     if done.status is not TaskStatus.SUCCEED:
         click.echo(f"the demo's task ended with status {done.status.value}: {done.status_message}", err=True)
         return 1
-    click.echo()
-    click.echo(msgspec.json.format(msgspec.json.encode(task_data(done)), indent=2).decode())
-    click.echo()
+    show()
+    show(msgspec.json.format(msgspec.json.encode(task_data(done)), indent=2).decode())
+    show()
     counts = story.counts
     summary = ", ".join(f"{name}: {count}" for name, count in counts.items())
-    click.echo(f"{summary}. Result video: {result}.")
-    click.echo(f"Other files in {directory}/: relay.db (ledger), relay.toml (hook settings), media/ (uploads).")
+    show(f"{summary}. Result video: {result}.")
+    show(f"Other files in {directory}/: relay.db (ledger), relay.toml (hook settings), media/ (uploads).")
     ledger = f"KLING_RELAY_LEDGER=sqlite:///{directory / 'relay.db'}"
     command = sys.argv[0] if Path(sys.argv[0]).name == "kling-relay" else "kling-relay"
-    click.echo(f"Try next: {ledger} {command} tasks show {done.external_task_id}")
-    click.echo(f"To use {vendor} itself, set its credentials and follow the quickstart in the README.")
+    show(f"Try next: {ledger} {command} tasks show {done.external_task_id}")
+    show(f"To use {vendor} itself, set its credentials and follow the quickstart in the README.")
     return 0
 
 

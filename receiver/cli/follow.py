@@ -14,15 +14,40 @@ from submitter.ledger import Ledger
 from submitter.settings import Settings
 from submitter.task import SETTLED, Task, TaskStatus
 
-SECONDS = click.FloatRange(min=0)
+YEAR_S = 366 * 86400
+
+
+class Seconds(click.ParamType[float]):
+    """A number of seconds, at most a year."""
+
+    name = "seconds"
+
+    def convert(self, value: object, parameter: click.Parameter | None, context: click.Context | None) -> float:
+        try:
+            seconds = float(str(value))
+        except ValueError:
+            seconds = -1
+        if not 0 <= seconds <= YEAR_S:
+            self.fail(f"{value!r} is no number of seconds from 0 to {YEAR_S}.", parameter, context)
+        return seconds
+
+
+SECONDS = Seconds()
 OUTPUT = click.Path(path_type=Path, dir_okay=False)
 
 
 def check_output(context: click.Context, parameter: click.Parameter, path: Path | None) -> Path | None:
-    """Refuse an output file that could not be written, before a task is paid for."""
-    if path is not None and not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
+    """Return the file that a path or a link leads to; refuse what cannot be written, before a task is paid for."""
+    if path is None:
+        return None
+    if path == Path():
+        raise click.BadParameter("'' is no file name")
+    target = path.resolve()
+    if target.exists() and not target.is_file():
+        raise click.BadParameter(f"{str(path)!r} is no regular file: the result is written beside it, then renamed")
+    if not os.access(target if target.exists() else target.parent, os.W_OK):
         raise click.BadParameter(f"{str(path)!r} cannot be written: its folder must exist and be writable")
-    return path
+    return target
 
 
 async def follow(settings: Settings, task: Task, timeout: float | None, output: Path | None, as_json: bool) -> int:
@@ -30,7 +55,12 @@ async def follow(settings: Settings, task: Task, timeout: float | None, output: 
 
     `timeout` in seconds (None: no limit). `output` is the file that the first result video is saved to.
     """
-    return await with_ledger(settings, lambda ledger: _follow(ledger, settings, task, timeout, output, as_json))
+    try:
+        return await with_ledger(settings, lambda ledger: _follow(ledger, settings, task, timeout, output, as_json))
+    except asyncio.CancelledError:  # Ctrl-C
+        command = f"kling-relay tasks wait {task.external_task_id}"
+        click.echo(f"\ninterrupted; the task continues, and is billed. Wait again: {command}", err=True)
+        raise
 
 
 async def _follow(

@@ -7,6 +7,7 @@ import click
 
 from submitter.callback_url import KEY_BYTES
 from submitter.clock import Clock
+from submitter.errors import InvalidSettings, Problem
 from submitter.settings import load_settings
 
 
@@ -53,8 +54,17 @@ def keys_new(purpose: str, rotate: bool) -> None:
         click.echo(f"public key for consumers: {public_key(read_secret('new', f'whsk_{secret}'))}", err=True)
         return
     old = load_settings().ring if rotate else None
+    if rotate and old is None:
+        remedy = "Run it with the environment of `serve`, or leave out --rotate."
+        raise InvalidSettings([Problem("KLING_RELAY_KEYS", "not set", "the keys to rotate", remedy)])
     taken = {key.id for key in old.keys} if old else set()
     id = datetime.fromtimestamp(clock.now_s(), UTC).strftime("k%Y%m%d")
     id = next(name for name in (id, *(f"{id}-{n}" for n in range(2, 1000))) if name not in taken)
     rest = [f"{key.id}:{base64.b64encode(key.secret).decode()}" for key in old.keys] if old else []
     click.echo("KLING_RELAY_KEYS=" + ",".join([f"{id}:{secret}", *rest]))
+    if rotate:
+        click.echo(
+            "Next: set this for `serve` first, then for every submitter, and restart them. Callback URLs that the old"
+            " key signed stay valid for 30 days: remove it after that, by the same two steps.",
+            err=True,
+        )

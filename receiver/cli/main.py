@@ -1,5 +1,7 @@
 """The entry point of the command line: the root group, its error handling and its exit statuses."""
 
+import errno
+import sys
 from typing import Any
 
 import click
@@ -31,6 +33,27 @@ class Cli(click.Group):
         except RelayError as error:
             click.echo(f"kling-relay: {redact(str(error))}", err=True)
             context.exit(1)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            click.echo(f"kling-relay: cannot write: {error.strerror}", err=True)
+            context.exit(1)
+
+    def main(self, *arguments: Any, **options: Any) -> Any:
+        """Refuse arguments that are no valid text before any command uses them."""
+        for given in sys.argv[1:]:
+            if not _is_text(given):
+                click.echo(f"kling-relay: {given!a} is no valid UTF-8: correct this argument", err=True)
+                sys.exit(2)
+        return super().main(*arguments, **options)
+
+
+def _is_text(argument: str) -> bool:
+    try:
+        argument.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 @click.group(

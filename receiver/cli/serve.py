@@ -7,7 +7,7 @@ from receiver.settings import ReceiverSettings
 from submitter import log
 from submitter.web_address import without_password
 
-ENDPOINTS = ("/callbacks", "/events", "/tick", "/healthz", "/readyz", "/metrics")
+ENDPOINTS = ("/callbacks", "/events", "/tick", "/media", "/healthz", "/readyz", "/metrics", "/asyncapi.yaml")
 
 
 @click.command()

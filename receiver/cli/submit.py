@@ -78,7 +78,7 @@ def _object(context: click.Context, parameter: click.Parameter, value: str | Non
 )
 @click.option("--no-callback", is_flag=True, help="Use polling only; needs no public URL.")
 @click.option("--wait", is_flag=True, help="Wait until the task ends; exit status 0 only for succeed.")
-@click.option("--timeout", type=SECONDS, help="Seconds to wait at most (with --wait).")
+@click.option("--timeout", type=SECONDS, help="Seconds to wait for the result at most, once submitted (with --wait).")
 @click.option("--output", type=OUTPUT, callback=check_output, help="File to save the result video to (with --wait).")
 @click.option("--dry-run", is_flag=True, help="Print the request to the vendor without sending it.")
 @click.option("--json", "as_json", is_flag=True, help="Print the task as JSON, like `data` of its events.")
@@ -119,6 +119,8 @@ def submit(
     for name, value in (("--output", output), ("--timeout", timeout)):
         if value is not None and not wait:
             raise click.UsageError(f"{name} needs --wait: without it, the task is submitted and not waited for")
+    if output is not None and str(output) in [str(Path(source).resolve()) for source in (image, video) if source]:
+        raise click.UsageError(f"--output {output} is an input of the task, which it would replace")
     sys.exit(run(_submit(request, not no_callback, wait, timeout, output, dry_run, as_json)))
 
 

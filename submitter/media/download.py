@@ -12,19 +12,33 @@ class CannotFetch(RelayError):
     """A result could not be saved; it is still at the vendor."""
 
 
-async def download(url: str, target: Path, allow_hosts: frozenset[str]) -> None:
-    """Save the content of `url` as `target`, completely or not at all; raise CannotFetch."""
+RESULT_MAX_BYTES = 1024 * 1024 * 1024
+
+
+async def download(url: str, target: Path, allow_hosts: frozenset[str], max_bytes: int = RESULT_MAX_BYTES) -> None:
+    """Save the content of `url` as `target`, completely or not at all; raise CannotFetch.
+
+    The content may have `max_bytes` at most, and is read as it was sent: a compressed one is not expanded.
+    """
     part = target.with_name(f"{target.name}.part")
     try:
         async with (
             guarded_client(allow_hosts, timeout_s=60) as client,
-            client.stream("GET", url) as response,
+            client.stream("GET", url, headers={"accept-encoding": "identity"}) as response,
         ):
             if response.status_code != 200:
-                raise CannotFetch(f"{target.name} was not saved: its URL returned HTTP {response.status_code}")
+                reason = f"its URL returned HTTP {response.status_code}"
+                remedy = "If the URL has expired, `kling-relay tasks refresh` asks the vendor for a new one."
+                raise CannotFetch(f"{target.name} was not saved: {reason}. {remedy}")
+            size = 0
             with part.open("wb") as file:
-                async for chunk in response.aiter_bytes():
+                async for chunk in response.aiter_raw():
+                    size += len(chunk)
+                    if size > max_bytes:
+                        raise CannotFetch(f"{target.name} was not saved: it is larger than {max_bytes} bytes")
                     file.write(chunk)
         part.replace(target)
-    except (httpx.HTTPError, OSError) as error:
+    except (httpx.HTTPError, httpx.InvalidURL, UnicodeError, OSError) as error:
         raise CannotFetch(f"{target.name} was not saved: {error}") from error
+    finally:
+        part.unlink(missing_ok=True)

