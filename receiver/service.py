@@ -5,6 +5,7 @@ receives a callback starts without them.
 """
 
 import gc
+import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from functools import cached_property
@@ -20,7 +21,7 @@ from receiver.app import Lifespan, ReceiverMetrics, create_app
 from receiver.settings import ReceiverSettings, load_receiver_settings
 from receiver.verification import VendorCheck, Verifier
 from submitter import log
-from submitter.callback_url import KeyRing
+from submitter.callback_url import KeyRing, redact
 from submitter.clock import Clock
 from submitter.ledger import Ledger, open_ledger
 from submitter.media.store import directory_of
@@ -192,6 +193,7 @@ def create_service_app(service: Service, *, lifespan: Lifespan | None = None, cl
 def build_app(settings: ReceiverSettings, *, clock: Clock | None = None) -> Starlette:
     """Create the app with its service. Its lifespan starts the worker, and closes the service."""
     settings.require_keys()
+    logging.getLogger("uvicorn.access").addFilter(_without_tokens)  # for servers that write an access log
     service = open_service(settings, clock=clock)
 
     @asynccontextmanager
@@ -214,6 +216,13 @@ def build_app(settings: ReceiverSettings, *, clock: Clock | None = None) -> Star
     created = create_service_app(service, lifespan=lifespan, clock=clock)
     created.state.metrics = service.metrics
     return created
+
+
+def _without_tokens(record: logging.LogRecord) -> bool:
+    """Mask the tokens of callback and media URLs in a line of uvicorn's access log."""
+    if isinstance(record.args, tuple):
+        record.args = tuple(redact(value) if isinstance(value, str) else value for value in record.args)
+    return True
 
 
 def freeze_garbage_collector() -> None:

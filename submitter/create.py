@@ -89,11 +89,9 @@ class Creator:
         self._lease_ms = int(sending_lease_s * 1000)
         self._queues: dict[str, asyncio.Lock] = {}
 
-    def send_lease(
-        self, lease_owner: str | None, *, begins: bool = False, renews: bool = False, absent: bool = False
-    ) -> SendLease:
-        """Return a lease to send for `lease_owner`, from now on."""
-        return SendLease(lease_owner or "", self._clock.now_ms() + self._lease_ms, begins, renews, absent)
+    def send_lease(self, lease_owner: str | None, **kinds: bool) -> SendLease:
+        """Return a lease to send for `lease_owner`, from now on; for its `kinds` see `SendLease`."""
+        return SendLease(lease_owner or "", self._clock.now_ms() + self._lease_ms, **kinds)
 
     async def create(self, task: Task, build: BuildRequest, candidates: Sequence[Candidate]) -> Task:
         """Send the create request until its outcome is known, and return the created task.
@@ -219,6 +217,8 @@ class Creator:
                     delay_s=round(delay_s, 1),
                     reason=str(refusal),
                 )
+                lease = self.send_lease(task.lease_owner, renews=True, refused=True)
+                await self.observe(task.external_task_id, lease)
                 await self._slot_or_delay(task.vendor, delay_s)
 
     async def _build_or_refuse(self, task: Task, build: BuildRequest, vendor: str) -> HttpRequest:

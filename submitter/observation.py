@@ -47,14 +47,15 @@ class SendLease(msgspec.Struct, frozen=True):
     """The lease to send the create request: `lease_owner` holds it until `until_ms`.
 
     `begins`: the owner is about to send. `renews`: extend a lease that the owner still holds; a renewal
-    that arrives after the lease was released does not take it again. `absent`: a person states that the
-    vendor has no task of this request.
+    that arrives after the lease was released does not take it again. `refused`: the owner's last create was
+    refused for the time being. `absent`: a person states that the vendor has no task of this request.
     """
 
     lease_owner: str
     until_ms: int
     begins: bool = False
     renews: bool = False
+    refused: bool = False
     absent: bool = False
 
 

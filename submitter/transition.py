@@ -319,6 +319,8 @@ def _leased(task: Task, lease: SendLease, now_ms: int) -> Transition | None:
         task = _all_answered(task)
     elif task.lease_owner != lease_owner:  # another submitter's last create got no answer that is recorded
         task = _with_unanswered(task)
+    if lease.refused:
+        task = _with_refusal(task, task.vendor)
     restarts = task.status is TaskStatus.REFUSED
     if restarts:
         task = replace(task, status=TaskStatus.CREATED, status_message="", refused_by=(), raw="")
@@ -354,9 +356,10 @@ def _no_news(task: Task, message: str, now_ms: int) -> Transition | None:
         reason = task.status_message or message or "the vendor reported no final status before the deadline"
         return _enter(task, TaskStatus.ABANDONED, now_ms, message=reason)
     if task.status is TaskStatus.CREATED and may_send(task, now_ms):
-        unknown = message or "the submitter stopped before create was answered, and the vendor has no such task (yet)"
         if not task.may_have_been_sent:
-            unknown = "the submitter stopped before the request was sent. Submit it again with the same id."
+            unsent = "the submitter stopped before a create was sent that the vendor took. Submit it again."
+            return _enter(task, TaskStatus.REFUSED, now_ms, message=unsent)
+        unknown = message or "the submitter stopped before create was answered, and the vendor has no such task (yet)"
         return _enter(task, TaskStatus.SUBMISSION_UNKNOWN, now_ms, message=unknown)
     polled = replace(task, polls=task.polls + 1)
     return Transition(replace(polled, poll_at_ms=next_poll_ms(polled, now_ms)))

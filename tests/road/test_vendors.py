@@ -230,8 +230,8 @@ async def test_a_task_that_was_never_sent_is_reported_as_not_sent(world: World) 
     await reserve(world, "novita", begins=False)
     task = await world.submitter.task("order-1")
     await world.inbox.until(1)
-    assert world.inbox.events[0]["type"] == "task.submission_unknown"
-    assert "before the request was sent" in world.inbox.events[0]["data"]["status_message"]
+    assert world.inbox.events[0]["type"] == "task.refused"
+    assert "before a create was sent" in world.inbox.events[0]["data"]["status_message"]
     again = await world.submitter.retry("order-1")
     assert (await again.result(timeout=60)).external_task_id == task.external_task_id
 

@@ -3,9 +3,11 @@
 import asyncio
 import base64
 import hmac
+import logging
 import time
 from collections.abc import AsyncIterator
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import msgspec
@@ -182,6 +184,21 @@ async def test_a_report_for_a_task_that_is_not_in_the_ledger_is_quarantined(rece
     assert result(await receiver.post(lost, receiver.callback_url("lost"))) == (200, "quarantined")
     (kept,) = await receiver.ledger.quarantined(9)
     assert kept.external_task_id == "lost"
+
+
+def test_the_access_log_of_a_foreign_server_shows_no_token(receiver: Receiver) -> None:
+    from receiver.service import _without_tokens
+
+    path = urlsplit(receiver.callback_url()).path
+    media = f"/media/a.mp4/{path.rpartition('/')[2]}"
+    for given in (path, media, "/healthz"):
+        arguments = ("127.0.0.1:1", "POST", given, "1.1", 200)
+        record = logging.LogRecord("uvicorn.access", logging.INFO, "", 0, '%s - "%s %s HTTP/%s" %d', arguments, None)
+        assert _without_tokens(record)
+        assert (path.rpartition("/")[2] in record.getMessage(), "[hidden]" in record.getMessage()) == (
+            False,
+            given != "/healthz",
+        )
 
 
 async def test_a_body_over_the_limit_is_413_with_and_without_content_length(receiver: Receiver) -> None:

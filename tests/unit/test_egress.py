@@ -78,17 +78,22 @@ class Origin:
 
     def __init__(self) -> None:
         self.connections = 0
-        self.open = 0
+        self.serving: list[asyncio.Task[None] | None] = []
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
-        self.open += 1
+        self.serving.append(asyncio.current_task())
         with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
             while True:
                 await reader.readuntil(b"\r\n\r\n")
                 writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
-        self.open -= 1
         writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+
+    async def ended(self) -> None:
+        """Wait until every connection is closed."""
+        await asyncio.gather(*filter(None, self.serving))
 
 
 async def test_pools_of_many_hosts_are_bounded_and_a_refused_host_gets_none(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,4 +122,5 @@ async def test_pools_of_many_hosts_are_bounded_and_a_refused_host_gets_none(monk
                 answers = [await stack.enter_async_context(client.stream("GET", url)) for url in urls]
                 assert {await answer.aread() for answer in answers} == {b"ok"}
             assert len(transport._pools) == POOLS_MAX
+        await origin.ended()
         server.close()

@@ -189,8 +189,23 @@ def test_a_late_renewal_does_not_take_a_released_lease() -> None:
     assert transition(ended.task, SendLease("s2", NOW + 3000), NOW) is not None
 
 
-def test_a_reservation_of_a_dead_submitter_becomes_submission_unknown_if_the_vendor_has_no_such_task() -> None:
-    sending = transition(task(), SendLease("dead", NOW + 15_000), NOW)
+@pytest.mark.parametrize("refused", [False, True])
+def test_a_reservation_of_a_submitter_that_died_before_the_vendor_took_a_create_is_refused(refused: bool) -> None:
+    reserved = transition(task(), SendLease("dead", NOW + 15_000), NOW)
+    assert reserved is not None
+    if refused:  # for the time being: HTTP 429
+        sent = transition(reserved.task, SendLease("dead", NOW + 15_000, begins=True), NOW)
+        assert sent is not None
+        reserved = transition(sent.task, SendLease("dead", NOW + 15_000, renews=True, refused=True), NOW)
+        assert reserved is not None
+    assert reserved.task.poll_at_ms is not None
+    moved = transition(reserved.task, NoAnswer(), reserved.task.poll_at_ms)
+    assert moved is not None
+    assert (moved.event_type, may_send(moved.task, reserved.task.poll_at_ms)) == ("task.refused", True)
+
+
+def test_a_create_of_a_dead_submitter_becomes_submission_unknown_if_the_vendor_has_no_such_task() -> None:
+    sending = transition(task(), SendLease("dead", NOW + 15_000, begins=True), NOW)
     assert sending is not None
     assert sending.task.poll_at_ms is not None
     assert sending.task.poll_at_ms > NOW + 15_000
