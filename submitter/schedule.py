@@ -30,7 +30,7 @@ class PollPolicy(msgspec.Struct, frozen=True, array_like=True):
 
     `while_expected` applies while a callback is expected; `while_unexpected` if none is (no callback URL,
     a report that needs confirmation, a submission with an unknown outcome). The task is abandoned
-    `abandon_after_s` after its creation.
+    `abandon_after_s` after its first send.
     """
 
     while_expected: Backoff

@@ -22,7 +22,7 @@ class SubmittedTask:
         return self.task.external_task_id
 
     async def result(self, timeout: float | None = None) -> Task:
-        """Wait until the task is `succeed`, `failed` or `abandoned`, and return it.
+        """Wait until the task is `succeed`, `failed`, `refused` or `abandoned`, and return it.
 
         Watches the ledger and sends the vendor no query. Raises TimeoutError after `timeout` seconds; the
         task itself continues.

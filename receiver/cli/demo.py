@@ -65,7 +65,7 @@ def demo(directory: Path, vendor: str) -> None:
 
 
 def show(text: str = "") -> None:
-    """Print a line; print nothing any more once nobody reads (`kling-relay demo | head`)."""
+    """Print a line; print nothing any more once the output is closed (`kling-relay demo | head`)."""
     try:
         click.echo(text)
     except BrokenPipeError:

@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -124,11 +124,27 @@ async def examine(settings: ReceiverSettings, clock: Clock) -> AsyncIterator[Fin
         yield finding
     async for finding in _public_url(settings, clock):
         yield finding
-    yield await _media_store(settings, clock)
+    for finding in await _isolated("media store", _media_store(settings, clock)):
+        yield finding
     if not settings.hooks:
         yield Finding("hooks", "warn", "no hooks", "Add [[hook]] tables to relay.toml to receive events.")
     for hook in settings.hooks:
-        yield await _hook(hook.name, settings)
+        for finding in await _isolated(f"hook {hook.name}", _hook(hook.name, settings)):
+            yield finding
+
+
+async def _isolated(check: str, work: Awaitable[Finding]) -> list[Finding]:
+    """Return the finding of one check, or what ended it: the checks after it still run."""
+    try:
+        return [await work]
+    except (InvalidSettings, InvalidRequest) as error:
+        return [
+            Finding(check, "fail", f"{problem.field}: {problem.value} ({problem.limit})", problem.remedy)
+            for problem in error.problems
+        ]
+    except Exception as error:  # noqa: BLE001 - stores and buses have their own errors
+        reason = redact(str(error)) or type(error).__name__
+        return [Finding(check, "fail", reason, "Correct this, then run doctor again.")]
 
 
 async def _ledger(url: str) -> Finding:
@@ -285,7 +301,7 @@ async def _callback(settings: ReceiverSettings, clock: Clock, url: str) -> Async
     try:
         async with httpx.AsyncClient(timeout=10) as client:
             right, ready = await asyncio.gather(
-                client.post(test, content=body, headers=headers), client.get(f"{url}/readyz")
+                client.post(test, content=body, headers=headers), _readiness(client, f"{url}/readyz")
             )
     except httpx.HTTPError as error:
         reason = redact(str(error)) or type(error).__name__
@@ -293,7 +309,7 @@ async def _callback(settings: ReceiverSettings, clock: Clock, url: str) -> Async
         return
     if right.status_code == 200 and right.headers.get("kling-relay-result") == "test":
         yield Finding("public URL", "ok", f"{url} reaches this receiver, and the keys match")
-        if ready.status_code == 503:
+        if ready is not None and ready.status_code == 503:
             seen = object_or_empty(ready.content).get("title", "no reason given")
             yield Finding("receiver", "fail", f"not ready: {seen}", "See GET /readyz, and the log of `serve`.")
         yield Finding("console test", "ok", f"callback URL for the test in {vendor}'s console: {test}")
@@ -303,6 +319,14 @@ async def _callback(settings: ReceiverSettings, clock: Clock, url: str) -> Async
         yield Finding("public URL", "fail", seen, remedy)
     else:
         yield Finding("public URL", "fail", f"HTTP {right.status_code}: not the answer of a receiver", remedy)
+
+
+async def _readiness(client: httpx.AsyncClient, url: str) -> httpx.Response | None:
+    """Return the answer of `/readyz`; None if it is not reached from outside, as it should be."""
+    try:
+        return await client.get(url)
+    except httpx.HTTPError:
+        return None
 
 
 async def _hook(name: str, settings: ReceiverSettings) -> Finding:

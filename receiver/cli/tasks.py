@@ -120,8 +120,9 @@ def tasks_wait(external_task_id: str, timeout: float | None, output: Path | None
 def tasks_refresh(external_task_ids: tuple[str, ...], as_json: bool) -> None:
     """Ask the vendor about tasks now, and apply what it says.
 
-    Use it for a task that was abandoned or whose submission is unknown: it gets its true state. For a
-    finished task it renews the result URLs, where the vendor gives new ones (Novita, Highway).
+    Use it for a task that was abandoned or whose submission is unknown: if the vendor says that it
+    ended, it gets that end. One that the vendor still works on stays as it is. For a finished task it
+    renews the result URLs, where the vendor gives new ones (Novita, Highway).
 
     \b
       kling-relay tasks refresh order-42
