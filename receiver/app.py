@@ -24,11 +24,13 @@ from receiver.problem import problem, problem_of
 from receiver.verification import Verifier
 from submitter.callback_url import check
 from submitter.clock import Clock
-from submitter.errors import RelayError
+from submitter.errors import LedgerUnavailable, RelayError
 from submitter.ledger.base import Ledger
 
 TICK_BUDGET_S = 20.0
 TICK_BUDGET_MAX_S = 900.0  # the longest timeout of a Lambda function
+READY_FOR_S = 1.0
+READY_TIMEOUT_S = 8.0
 PREFIX = "/callbacks/"
 log = structlog.get_logger("receiver")
 
@@ -83,12 +85,6 @@ def create_app(
     async def healthz(request: Request) -> Response:
         return JSONResponse({"status": "ok"})
 
-    async def readyz(request: Request) -> Response:
-        if not is_working():
-            return problem(503, "the app's lifespan did not run", NOT_WORKING)
-        await ledger.counts()
-        return JSONResponse({"status": "ready"})
-
     async def show_metrics(request: Request) -> Response:
         if metrics is None:
             return PlainTextResponse("", 404)
@@ -111,29 +107,50 @@ def create_app(
             log.error("request.failed", path=request.url.path, reason=str(error))
         return response
 
-    async def on_http_error(request: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
-        detail = "See receiver/README.md for the endpoints and their methods."
-        response = problem(error.status_code, error.detail, detail)
-        response.headers.update(error.headers or {})
-        return response
-
     app = _Receiver(
         routes=[
             Route("/healthz", healthz),
-            Route("/readyz", readyz),
+            Route("/readyz", _readiness(ledger, clock, is_working)),
             Route("/metrics", show_metrics),
             Route("/asyncapi.yaml", show_asyncapi),
             Route("/tick", do_tick, methods=["POST"]),
             Route("/media/{name}/{token}", _media_endpoint(verifier, media, clock)),
             Route("/events", task_requests or _events_are_off, methods=["POST", "OPTIONS"]),
         ],
-        exception_handlers={RelayError: on_error, HTTPException: on_http_error},
+        exception_handlers={RelayError: on_error, HTTPException: _on_http_error},
         lifespan=lifespan,
     )
     app.callbacks = CallbackEndpoint(ledger, verifier, clock, metrics, body_limit, read_timeout_s, notify)
     app.is_working = is_working
     return app
+
+
+def _readiness(ledger: Ledger, clock: Clock, is_working: Callable[[], bool]) -> Endpoint:
+    """Return the endpoint that answers whether callbacks can be stored now: it commits a write."""
+    ready_until_s = 0.0
+
+    async def readyz(request: Request) -> Response:
+        nonlocal ready_until_s
+        if not is_working():
+            return problem(503, "the app's lifespan did not run", NOT_WORKING)
+        if clock.monotonic_s() >= ready_until_s:  # anyone may ask, and each check is a write
+            try:
+                async with clock.timeout(READY_TIMEOUT_S):
+                    await ledger.check_write()
+            except TimeoutError as error:
+                raise LedgerUnavailable(f"no write was possible within {READY_TIMEOUT_S:g} s") from error
+            ready_until_s = clock.monotonic_s() + READY_FOR_S
+        return JSONResponse({"status": "ready"})
+
+    return readyz
+
+
+async def _on_http_error(request: Request, error: Exception) -> Response:
+    """Answer an unknown path or method as every other error is answered."""
+    assert isinstance(error, HTTPException)
+    response = problem(error.status_code, error.detail, "receiver/README.md lists the endpoints and their methods.")
+    response.headers.update(error.headers or {})
+    return response
 
 
 def _media_endpoint(verifier: Verifier, media: Path | None, clock: Clock) -> Endpoint:

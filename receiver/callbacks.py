@@ -16,7 +16,7 @@ from receiver.problem import RequestRefused, problem_of
 from receiver.verification import Verifier
 from submitter.callback_url import redact_body
 from submitter.clock import Clock
-from submitter.errors import RelayError, TaskNotFound, Unintelligible, UrlUnknown
+from submitter.errors import LedgerUnavailable, RelayError, TaskNotFound, Unintelligible, UrlUnknown
 from submitter.ledger.base import Quarantined, Tasks
 from submitter.observation import Unconfirmed
 from submitter.task import Task
@@ -25,11 +25,32 @@ from submitter.transition import Transition, is_about, transition
 BODY_LIMIT = 64 * 1024
 READ_TIMEOUT_S = 10.0
 _READ_TIMEOUT = "read timeout"
+STORE_TIMEOUT_S = 10.0  # the vendor repeats a callback that is answered 503
+_STORE_TIMEOUT = "store timeout"
 
 log = structlog.get_logger("receiver")
 
 Notify = Callable[[], Awaitable[None]]
 """Attempts the deliveries that are due now, within the request."""
+
+
+class _deadline:  # noqa: N801 - a context manager; a third of the cost of asyncio.timeout
+    """Raise `error()` if the block takes longer than `seconds`."""
+
+    def __init__(self, seconds: float, mark: str, error: Callable[[], Exception]) -> None:
+        self._seconds, self._mark, self._error = seconds, mark, error
+
+    def __enter__(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+        self._timer = asyncio.get_running_loop().call_later(self._seconds, task.cancel, self._mark)
+
+    def __exit__(self, kind: object, raised: BaseException | None, trace: object) -> None:
+        self._timer.cancel()
+        if isinstance(raised, asyncio.CancelledError) and raised.args == (self._mark,):
+            self._task.uncancel()
+            raise self._error() from None
 
 
 class CallbackMetrics(Protocol):
@@ -80,7 +101,7 @@ class CallbackEndpoint:
                 raise RequestRefused(405, "callbacks must use POST")
             headers: dict[bytes, bytes] = dict(scope["headers"])
             body = await self._read(headers, receive)
-            result = await self._accept(vendor, parts[1], headers, body)
+            result = await self._accept_in_time(vendor, parts[1], headers, body)
             if self._notify is not None and result == "applied":
                 await self._notify()
         except (RelayError, RequestRefused) as error:
@@ -98,10 +119,8 @@ class CallbackEndpoint:
         if length.isdigit() and int(length) > self._body_limit:
             raise RequestRefused(413, f"the body is longer than {self._body_limit} bytes")
         body: bytes = b""
-        task = asyncio.current_task()
-        assert task is not None
-        timer = asyncio.get_running_loop().call_later(self._read_timeout_s, task.cancel, _READ_TIMEOUT)
-        try:
+        late = f"the body was not received within {self._read_timeout_s:g} s"
+        with _deadline(self._read_timeout_s, _READ_TIMEOUT, lambda: RequestRefused(408, late)):
             while True:
                 message = await receive()
                 if message["type"] == "http.disconnect":
@@ -111,13 +130,11 @@ class CallbackEndpoint:
                     raise RequestRefused(413, f"the body is longer than {self._body_limit} bytes")
                 if not message.get("more_body", False):
                     return body
-        except asyncio.CancelledError as cancelled:
-            if cancelled.args != (_READ_TIMEOUT,):
-                raise
-            task.uncancel()
-            raise RequestRefused(408, f"the body was not received within {self._read_timeout_s:g} s") from None
-        finally:
-            timer.cancel()
+
+    async def _accept_in_time(self, vendor: str, id: str, headers: Mapping[bytes, bytes], body: bytes) -> str:
+        """Do as `_accept` does; raise LedgerUnavailable if it takes too long. What is stored later stays stored."""
+        with _deadline(STORE_TIMEOUT_S, _STORE_TIMEOUT, lambda: LedgerUnavailable("the ledger took too long")):
+            return await self._accept(vendor, id, headers, body)
 
     async def _accept(self, vendor: str, id: str, headers: Mapping[bytes, bytes], body: bytes) -> str:
         """Verify a callback, store it, and return its result."""

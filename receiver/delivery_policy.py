@@ -10,7 +10,6 @@ While the breaker is open the hook gets no attempts, so an outage does not use u
 """
 
 import msgspec
-from jmespath.exceptions import JMESPathError
 
 from receiver.destinations.outcome import Outcome
 from receiver.hook import Hook
@@ -88,15 +87,15 @@ class WhenResult(msgspec.Struct, frozen=True):
 def evaluate_when(hook: Hook, event: Event) -> WhenResult:
     """Evaluate the hook's `when` over the event. What JMESPath calls false (false, null, empty) filters the event out.
 
-    If the evaluation fails, the event is wanted: a function that got null must not lose it.
+    If the evaluation fails, in any way, the event is wanted: a function that got null must not lose it.
     """
     if hook.when is None:
         return WhenResult(True)
     try:
         value = hook.when.search(msgspec.json.decode(event.body))
         return WhenResult(bool(value) or (value == 0 and value is not False))  # in JMESPath, 0 is true
-    except JMESPathError as error:
-        return WhenResult(True, str(error))
+    except Exception as error:  # noqa: BLE001 - its functions raise TypeError, OverflowError, RecursionError, ...
+        return WhenResult(True, f"{type(error).__name__}: {error}")
 
 
 def after_attempt(outcome: Outcome, delivery: Delivery, hook: Hook, now_ms: int, chance: float) -> Settlement:

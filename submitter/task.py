@@ -52,6 +52,9 @@ TERMINAL = frozenset({TaskStatus.SUCCEED, TaskStatus.FAILED})
 SETTLED = TERMINAL | {TaskStatus.ABANDONED, TaskStatus.REFUSED}
 """The statuses that end a wait: the vendor's final report, the deadline, or a refused create."""
 
+LEASE_MAX_MS = 600_000
+"""A lease to send that ends later than this from now was taken while a clock was wrong: it does not count."""
+
 RAW_MAX = 16 * 1024
 """The most characters of a vendor's body that a task keeps."""
 
@@ -185,7 +188,7 @@ def is_sendable(task: Task) -> bool:
 
 def is_leased(task: Task, now_ms: int) -> bool:
     """Return whether a submitter holds the lease to send this task's create request at `now_ms`."""
-    return task.lease_owner is not None and task.lease_until_ms > now_ms
+    return task.lease_owner is not None and now_ms < task.lease_until_ms <= now_ms + LEASE_MAX_MS
 
 
 def refusals_of(task: Task) -> str:

@@ -53,6 +53,9 @@ from submitter.task import (
 ADOPTION_SKEW_MS = 60_000
 """How far the vendor's clock may be behind ours when a task that was found by our id is adopted."""
 
+UNCONFIRMED_AGAIN_MS = 5_000
+"""How soon a task is polled for another unconfirmed report."""
+
 LATE_POLLS = 10
 """How often a report that came after its task was settled is asked about at most."""
 
@@ -255,13 +258,16 @@ def _all_answered(task: Task) -> Task:
 def _unconfirmed(task: Task, unconfirmed: Unconfirmed, now_ms: int) -> Transition | None:
     if task.status in TERMINAL:
         return None
+    poll_at_ms = now_ms  # the first is polled for at once; more of them, perhaps a stranger's, only every few seconds
+    if task.unconfirmed and task.poll_at_ms is not None:
+        poll_at_ms = min(task.poll_at_ms, now_ms + UNCONFIRMED_AGAIN_MS)
     due = replace(
         task,
         task_id=task.task_id or unconfirmed.task_id,
         unconfirmed=True,
         heard_from_vendor=True,
         polls=0,
-        poll_at_ms=now_ms,
+        poll_at_ms=poll_at_ms,
         raw=unconfirmed.raw[:RAW_MAX] or task.raw,
     )
     return Transition(due)
@@ -296,9 +302,7 @@ def _unfinished(task: Task, report: Report, now_ms: int) -> Transition | None:
 
 def _failover_message(task: Task) -> str:
     """Return why the task is at this vendor; empty if no other vendor refused it."""
-    if not task.refused_by:
-        return ""
-    return f"sent to {task.vendor} because it was refused by {refusals_of(task)}"
+    return f"sent to {task.vendor} because it was refused by {refusals_of(task)}" if task.refused_by else ""
 
 
 def _outcome_unknown(task: Task, message: str, now_ms: int) -> Transition:

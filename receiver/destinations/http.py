@@ -88,6 +88,7 @@ async def post(
     The status alone decides the outcome. The body is read because only then is the connection reusable.
     """
     try:
+        headers = {"accept-encoding": "identity", **headers}
         async with client.stream("POST", url, content=body, headers=headers) as response:
             response_body = await _read(response, body_timeout_s)
     except AddressForbidden as error:
@@ -106,7 +107,7 @@ async def _read(response: httpx.Response, timeout_s: float) -> bytes:
     body = b""
     with suppress(httpx.HTTPError, TimeoutError):
         async with asyncio.timeout(timeout_s):
-            async for chunk in response.aiter_bytes():
+            async for chunk in response.aiter_raw():  # a compressed body is not expanded: it could have any size
                 body += chunk
                 if len(body) > BODY_MAX_BYTES:
                     break

@@ -113,8 +113,15 @@ class HookState(msgspec.Struct, frozen=True):
     paused_until_ms: int = 0
 
 
+QUARANTINED_MAX = 5
+"""The bodies that are kept of a task: where nothing is signed, whoever has its callback URL can send any number."""
+
+
 class Quarantined(msgspec.Struct, frozen=True):
-    """An authentic callback body that could not be parsed. `times` counts its repetitions."""
+    """An authentic callback body that could not be parsed.
+
+    `times` counts its repetitions, and of the newest body of a task those of older bodies that made room for it.
+    """
 
     external_task_id: str
     vendor: str
@@ -329,6 +336,10 @@ class Maintenance(Protocol):
 
         Ended tasks are not counted: the cost would grow with the ledger.
         """
+        ...
+
+    async def check_write(self) -> None:
+        """Commit a write that changes nothing; raise LedgerUnavailable if none is possible (full disk, read-only)."""
         ...
 
     async def close(self) -> None:

@@ -1,11 +1,11 @@
 """Copies a ledger into an empty one (migration between engines) and verifies the copy."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import msgspec
 
 from submitter.errors import LedgerUnavailable
-from submitter.ledger.base import Ledger
+from submitter.ledger.base import Ledger, Quarantined
 
 PAGE = 200
 QUARANTINE_MAX = 1_000_000
@@ -49,12 +49,24 @@ async def copy(source: Ledger, target: Ledger, on_page: Callable[[CopyReport], N
     for hook in await source.disabled():
         await target.disable(hook)
     quarantined = await source.quarantined(QUARANTINE_MAX)
-    for entry in quarantined:
+    for entry in reversed(quarantined):  # the oldest first, so that a full quarantine keeps the newest
         await target.quarantine(entry)
     copied_quarantine = await target.quarantined(QUARANTINE_MAX)
-    if await target.disabled() != await source.disabled() or len(copied_quarantine) != len(quarantined):
+    if await target.disabled() != await source.disabled() or not _same_quarantine(quarantined, copied_quarantine):
         raise LedgerUnavailable(f"the copy's disabled hooks or quarantine differ from the source's; {REMEDY}")
     return msgspec.structs.replace(copied, quarantined=len(quarantined))
+
+
+def _same_quarantine(source: Sequence[Quarantined], copy: Sequence[Quarantined]) -> bool:
+    """Return whether both have as many bodies of each task, counted with their repetitions."""
+    return _times(source) == _times(copy)
+
+
+def _times(entries: Sequence[Quarantined]) -> dict[str, int]:
+    times: dict[str, int] = {}
+    for entry in entries:
+        times[entry.external_task_id] = times.get(entry.external_task_id, 0) + entry.times
+    return times
 
 
 async def _count(ledger: Ledger) -> int:

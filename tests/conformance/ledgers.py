@@ -13,7 +13,16 @@ import msgspec
 import pytest
 
 from submitter.errors import TaskNotFound, UrlUnknown
-from submitter.ledger.base import Delivery, Disabled, Ledger, Quarantined, Record, Settlement, Subscription
+from submitter.ledger.base import (
+    QUARANTINED_MAX,
+    Delivery,
+    Disabled,
+    Ledger,
+    Quarantined,
+    Record,
+    Settlement,
+    Subscription,
+)
 from submitter.observation import FailedOver, NoAnswer, Report, SendLease, Unconfirmed
 from submitter.schedule import Backoff, PollPolicy
 from submitter.task import Task, TaskStatus
@@ -285,6 +294,23 @@ class LedgerSuite:
         assert await ledger.quarantined(10, "c") == []
         kept = {entry.body: entry.times for entry in await ledger.quarantined(10)}
         assert kept == {b"\xff\x00": 1, b"{}": 2, b"other": 1}
+
+    async def test_the_last_bodies_of_a_task_are_kept_and_all_are_counted(self, opened: Open) -> None:
+        ledger = opened()
+        for number in range(2 * QUARANTINED_MAX):
+            await ledger.quarantine(Quarantined("a", "kling", NOW + number, "unknown status", b"%d" % number))
+        await ledger.quarantine(Quarantined("b", "kling", NOW, "unknown status", b"other"))
+        kept = await ledger.quarantined(100, "a")
+        assert [entry.body for entry in kept] == [b"%d" % (2 * QUARANTINED_MAX - 1 - n) for n in range(QUARANTINED_MAX)]
+        assert sum(entry.times for entry in kept) == 2 * QUARANTINED_MAX
+        assert (await ledger.counts())["quarantine"] == QUARANTINED_MAX + 1
+
+    async def test_a_write_can_be_checked_without_a_change(self, opened: Open) -> None:
+        ledger = opened()
+        await succeed(ledger, "a")
+        await ledger.check_write()
+        assert (await ledger.get("a")).status is TaskStatus.SUCCEED
+        assert len(await ledger.ids(None, 10)) == 1
 
     async def test_records_are_paged_and_loaded_into_an_empty_ledger(
         self, opened: Open, empty: Callable[[], Ledger]

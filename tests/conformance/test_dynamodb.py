@@ -8,6 +8,7 @@ import uuid
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import botocore.credentials
@@ -26,7 +27,9 @@ from submitter.ledger.dynamodb import client as dynamodb_client
 from submitter.ledger.dynamodb.client import Credentials, sign
 from submitter.ledger.dynamodb.items import read_task
 from submitter.ledger.dynamodb.ledger import DynamoLedger
+from submitter.observation import CreateRefused
 from submitter.task import TaskStatus
+from submitter.transition import transition
 from tests.conformance.brokers import free_port
 from tests.conformance.dynamodb_faults import Fault, FaultyProxy, faulty_proxy, refusal
 from tests.conformance.ledgers import ALL, NOW, LedgerSuite, Open, report, succeed, task
@@ -170,6 +173,29 @@ async def test_a_dead_letter_is_replayed_by_one_write(proxy: FaultyProxy, opened
     assert proxy.operations.count("UpdateItem") == before + 1
     (again,) = (await ledger.claim_deliveries([ALL], NOW, 1000)).items
     assert again.attempts == 1
+
+
+async def test_a_task_that_a_late_report_changes_while_it_is_pruned_keeps_its_events(
+    proxy: FaultyProxy, opened: Open
+) -> None:
+    ledger, other = opened(), opened()
+    await other.reserve(task("a"))
+    await other.apply("a", lambda current: transition(current, CreateRefused("no balance", None), NOW))
+    late = [True]
+
+    def fault(operation: str, parameters: dict[str, Any]) -> Response | str | None:
+        if operation == "TransactWriteItems" and late.pop():
+            proxy.fault = lambda *_: None
+            return refusal("TransactionCanceledException", CancellationReasons=[{"Code": "ConditionalCheckFailed"}])
+        return None
+
+    (found,) = (await other.claim_deliveries([ALL], NOW, 1000)).items
+    await other.settle(found, Settlement("done"))
+    proxy.fault = fault
+    assert await ledger.prune(NOW + 1, 10) == 0
+    assert [event.type for event in await ledger.events("a")] == ["task.refused"]
+    assert await ledger.prune(NOW + 1, 10) == 1
+    assert (await ledger.ids(None, 10), await ledger.events("a")) == ([], [])
 
 
 async def test_a_refused_create_table_raises_an_error_with_a_remedy(proxy: FaultyProxy, opened: Open) -> None:

@@ -1,5 +1,7 @@
 """Conformance of the HTTP destination, and how it interprets statuses, Retry-After and response bodies."""
 
+import gzip
+import tracemalloc
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
@@ -80,6 +82,20 @@ async def test_410_is_gone_and_retry_after_counts_for_429_and_503(peer: HttpPeer
     outcomes = [await destination.send(event(), NOW_S) for _ in range(4)]
     assert [outcome.is_gone for outcome in outcomes] == [True, False, False, False]
     assert [outcome.retry_after_s for outcome in outcomes] == [None, 7, 90, None]
+    await destination.close()
+
+
+async def test_a_compressed_response_is_not_expanded(peer: HttpPeer) -> None:
+    """1 MiB can become 1 GiB."""
+    destination = peer.open()
+    bomb = gzip.compress(bytes(64 * 1024 * 1024))
+    peer.inbox.answers = [Response(bomb, 500, headers={"content-encoding": "gzip"})]
+    tracemalloc.start()
+    await destination.send(event(), NOW_S)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peer.inbox.requests[0][0]["accept-encoding"] == "identity"
+    assert peak < 8 * 1024 * 1024
     await destination.close()
 
 

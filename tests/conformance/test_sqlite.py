@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from submitter.clock import Clock
 from submitter.errors import InvalidSettings, LedgerUnavailable
 from submitter.ledger import open_ledger
 from submitter.ledger.sqlite import ledger as sqlite
@@ -183,3 +184,59 @@ def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
 def test_an_invalid_url_raises_an_error_with_a_remedy(url: str) -> None:
     with pytest.raises(InvalidSettings, match=r"sqlite:///relay\.db"):
         open_ledger(url)
+
+
+# -- a file that is moved, replaced, locked or full ---------------------------------------------------
+
+
+@pytest.mark.parametrize("fate", ["removed", "moved", "replaced"])
+async def test_nothing_is_acknowledged_into_a_file_that_no_name_leads_to(
+    tmp_path: Path, opened: Open, fate: str
+) -> None:
+    ledger, file = opened(), tmp_path / "relay.db"
+    await ledger.reserve(task("a"))
+    if fate == "replaced":  # by a restored backup
+        backup = tmp_path / "backup.db"
+        backup.write_bytes(file.read_bytes())
+        backup.replace(file)
+    elif fate == "moved":
+        file.rename(tmp_path / "moved.db")
+    else:
+        file.unlink()
+    with pytest.raises(LedgerUnavailable, match="moved, removed or replaced: restart"):
+        await ledger.reserve(task("b"))
+    with pytest.raises(LedgerUnavailable):
+        await ledger.check_write()
+
+
+async def test_a_group_that_meets_a_held_write_lock_fails_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not one operation after the other, each with the whole timeout."""
+    monkeypatch.setattr("submitter.ledger.sqlite.ledger.BUSY_TIMEOUT_S", 0.5)
+    ledger = SqliteLedger(tmp_path / "relay.db")
+    holder = sqlite3.connect(tmp_path / "relay.db", isolation_level=None)
+    holder.execute("BEGIN IMMEDIATE")
+    clock = Clock()
+    started_s = clock.monotonic_s()
+    outcomes = await asyncio.gather(*(ledger.reserve(task(f"t{n}")) for n in range(40)), return_exceptions=True)
+    assert clock.monotonic_s() - started_s < 10  # 40 timeouts are 20 s
+    assert {type(outcome) for outcome in outcomes} == {LedgerUnavailable}
+    holder.execute("ROLLBACK")
+    holder.close()
+    assert await ledger.reserve(task("t0")) is not None
+    await ledger.close()
+
+
+async def test_a_full_disk_is_an_error_and_ends_when_there_is_room(opened: Open) -> None:
+    ledger = opened()
+    await ledger.reserve(task("a"))
+    database = ledger._write_connection  # type: ignore[attr-defined]
+    pages = database.execute("PRAGMA page_count").fetchone()[0]
+    database.execute(f"PRAGMA max_page_count = {pages}")
+    large = task("b", metadata={"order": "x" * 100_000})
+    with pytest.raises(LedgerUnavailable, match="full"):
+        await ledger.reserve(large)
+    assert (await ledger.get("a")).status is TaskStatus.CREATED
+    database.execute("PRAGMA max_page_count = 1000000")
+    assert await ledger.reserve(large) is not None

@@ -19,7 +19,14 @@ from submitter.observation import (
 )
 from submitter.schedule import Backoff, PollPolicy
 from submitter.task import ArchivedCopy, Task, TaskStatus, Video, may_send
-from submitter.transition import ADOPTION_SKEW_MS, LATE_POLLS, Transition, is_about, transition
+from submitter.transition import (
+    ADOPTION_SKEW_MS,
+    LATE_POLLS,
+    UNCONFIRMED_AGAIN_MS,
+    Transition,
+    is_about,
+    transition,
+)
 
 NOW = 1_781_080_800_000
 POLL_POLICY = PollPolicy(Backoff(900, 1.5, 3600), Backoff(10, 1.5, 60), 86400)
@@ -206,6 +213,25 @@ def test_an_unconfirmed_report_of_an_abandoned_task_is_asked_about_a_limited_num
         observation = NoAnswer() if polls % 2 else found(TaskStatus.PROCESSING, NOW)
         current = changed(transition(current, observation, now))
     assert (polls, current.status) == (LATE_POLLS, TaskStatus.ABANDONED)
+
+
+def test_many_unconfirmed_reports_do_not_make_the_polls_more_frequent() -> None:
+    current, polled_at_ms = task(TaskStatus.SUBMITTED, task_id="893", poll_at_ms=NOW + 900_000), []
+    for now in range(NOW, NOW + 60_000, 100):  # ten a second for a minute, by whoever has the callback URL
+        current = changed(transition(current, Unconfirmed("893"), now))
+        assert current.poll_at_ms is not None
+        if current.poll_at_ms <= now:
+            polled_at_ms.append(now)
+            current = changed(transition(current, NoAnswer(), now))
+    assert polled_at_ms[0] == NOW
+    assert len(polled_at_ms) <= 1 + 60_000 // UNCONFIRMED_AGAIN_MS
+
+
+def test_a_lease_that_was_taken_while_a_clock_was_a_year_ahead_does_not_count() -> None:
+    ahead = NOW + 365 * 86_400_000
+    wrong = changed(transition(task(), SendLease("other", ahead + 15_000), ahead))
+    assert may_send(wrong, NOW)
+    assert changed(transition(wrong, SendLease("me", NOW + 15_000), NOW)).lease_owner == "me"
 
 
 def test_a_refresh_renews_urls_and_keeps_the_archived_copies() -> None:

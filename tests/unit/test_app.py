@@ -229,7 +229,10 @@ async def test_a_wrong_method_is_405_and_an_unknown_path_404(receiver: Receiver)
     assert (await receiver.client.get(f"{receiver.url}/nowhere")).status_code == 404
 
 
-async def test_readyz_is_503_and_healthz_200_while_the_ledger_is_unavailable(receiver: Receiver) -> None:
+async def test_readyz_is_503_and_healthz_200_while_the_ledger_is_unavailable(
+    receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("receiver.app.READY_FOR_S", 0)
     assert (await receiver.client.get(f"{receiver.url}/healthz")).json() == {"status": "ok"}
     assert (await receiver.client.get(f"{receiver.url}/readyz")).status_code == 200
     await receiver.ledger.close()
@@ -237,6 +240,32 @@ async def test_readyz_is_503_and_healthz_200_while_the_ledger_is_unavailable(rec
     unready = await receiver.client.get(f"{receiver.url}/readyz")
     assert unready.status_code == 503
     assert "relay.db" not in unready.text
+
+
+async def test_readyz_is_503_while_no_write_is_possible(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reads go on when the disk is full."""
+    monkeypatch.setattr("receiver.app.READY_FOR_S", 0)
+    database = receiver.ledger._write_connection
+    for is_full, status in ((1, 503), (0, 200)):
+        database.execute(f"PRAGMA query_only = {is_full}")
+        assert (await receiver.client.get(f"{receiver.url}/readyz")).status_code == status
+
+
+async def test_a_callback_that_the_ledger_takes_too_long_for_is_503_and_can_be_repeated(
+    receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("receiver.callbacks.STORE_TIMEOUT_S", 0.2)
+    apply, release = receiver.ledger.apply, asyncio.Event()
+
+    async def slow(external_task_id: str, decide: Any) -> Any:
+        await release.wait()
+        return await apply(external_task_id, decide)
+
+    monkeypatch.setattr(receiver.ledger, "apply", slow)
+    late = await receiver.post(SUCCEEDED)
+    assert (late.status_code, late.headers["retry-after"]) == (503, "30")
+    release.set()
+    assert (await receiver.post(SUCCEEDED)).status_code == 200
 
 
 async def test_tick_is_404_without_a_tick_function(receiver: Receiver) -> None:

@@ -5,6 +5,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from receiver.delivery_policy import FAILURES, PAUSE, CircuitBreaker, TokenBucket, after_attempt, evaluate_when
 from receiver.destinations.outcome import Outcome
@@ -128,3 +129,13 @@ def test_when_is_evaluated_by_jmespaths_truth(when: str, is_wanted: bool) -> Non
     event = Event("evt_1", "task.succeed", "order-1", 1, 0, body)
     hook = Hook("a", "https://a", when=jmespath.compile(when))
     assert evaluate_when(hook, event).is_wanted is is_wanted
+
+
+@pytest.mark.parametrize("error", [OverflowError("too large"), RecursionError(), ValueError("?"), KeyError("x")])
+def test_a_when_that_raises_anything_loses_no_event(error: Exception) -> None:
+    class Broken:
+        def search(self, value: object) -> object:
+            raise error
+
+    found = evaluate_when(replace(HOOK, when=Broken()), delivery(0).event)
+    assert (found.is_wanted, type(error).__name__ in str(found.error)) == (True, True)

@@ -21,6 +21,7 @@ from submitter.clock import Clock
 from submitter.errors import LedgerUnavailable, TaskNotFound
 from submitter.event import Event, event_of
 from submitter.ledger.base import (
+    QUARANTINED_MAX,
     Applied,
     Claimed,
     Delivery,
@@ -323,13 +324,23 @@ class DynamoLedger:
             values["ttl"] = number(entry.received_at_ms // 1000 + self._ttl_s)
         fields = ", ".join(f"#{name} = :{name}" for name in values)
         change = f"SET {fields} ADD #times :times"
-        await self._table.update(key(task_partition(id), f"q#{digest}"), change, **values, times=number(entry.times))
+        stored = key(task_partition(id), f"q#{digest}")
+        await self._table.update(stored, change, **values, times=number(entry.times))
+        kept = await self._quarantined_of(id)
+        older = kept[QUARANTINED_MAX:]
+        if older:  # they make room, and their repetitions are added
+            times = number(sum(read_quarantined(item).times for item in older))
+            await self._table.update(stored, "ADD #times :times", times=times)
+            await self._table.write_many(deletes=older)
+
+    async def _quarantined_of(self, id: str) -> list[Item]:
+        where = "begins_with(#sort, :prefix)"
+        found = await self._table.query(None, task_partition(id), where=where, prefix=text("q#"))
+        return sorted(found, key=lambda item: -read_quarantined(item).received_at_ms)
 
     async def quarantined(self, limit: int, external_task_id: str | None = None) -> list[Quarantined]:
         if external_task_id is not None:
-            partition, where = task_partition(external_task_id), "begins_with(#sort, :prefix)"
-            bodies = await self._table.query(None, partition, where=where, prefix=text("q#"))
-            return sorted(map(read_quarantined, bodies), key=lambda entry: -entry.received_at_ms)[:limit]
+            return [read_quarantined(item) for item in (await self._quarantined_of(external_task_id))[:limit]]
         shards = (
             self._table.query("newest", f"quarantine#{shard}", limit, is_newest_first=True)
             for shard in range(self._shards)
@@ -365,6 +376,9 @@ class DynamoLedger:
 
     async def prune(self, before_ms: int, limit: int) -> int:
         return await self._records.prune(before_ms, limit)
+
+    async def check_write(self) -> None:
+        await self._table.put(key("health", "write"))
 
     # -- change notification ------------------------------------------------------------------
 

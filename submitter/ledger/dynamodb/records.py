@@ -10,6 +10,7 @@ from submitter.ledger.dynamodb.items import (
     Item,
     delivery_item,
     event_item,
+    key_of,
     number,
     open_task_item,
     open_task_key,
@@ -29,6 +30,7 @@ from submitter.ledger.dynamodb.table import Conflict, Table
 from submitter.task import SETTLED
 
 PRUNE_CONCURRENCY = 16
+TRANSACTION_MAX = 100
 
 
 class Records:
@@ -117,9 +119,13 @@ class Records:
         if task.status not in SETTLED or task.updated_at_ms >= before_ms or is_undelivered:
             return False
         pointers = [] if task.task_id is None else [pointer_key(task.vendor, task.task_id)]
-        await self._table.write_many(deletes=[*rest, *pointers])
+        # The task and its events in one transaction: a late report that changes the task keeps it with its history.
+        id, others = task_key(task.external_task_id), [*rest, *pointers]
+        deletes = [self._table.action("Delete", key=key_of(item)) for item in others[: TRANSACTION_MAX - 1]]
+        unchanged = self._table.action("Delete", "#version = :version", key=id, version=found["version"])
         try:
-            await self._table.delete(task_key(task.external_task_id), "#version = :version", version=found["version"])
-        except Conflict:  # a late report changed the task: it is kept
+            await self._table.transact([unchanged, *deletes])
+        except Conflict:
             return False
+        await self._table.write_many(deletes=others[TRANSACTION_MAX - 1 :])
         return True

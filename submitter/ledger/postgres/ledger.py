@@ -17,6 +17,7 @@ import asyncpg
 from submitter.errors import TaskNotFound
 from submitter.event import Event
 from submitter.ledger.base import (
+    QUARANTINED_MAX,
     Applied,
     Claimed,
     Delivery,
@@ -101,8 +102,16 @@ UPDATE SCHEMA.tasks SET poll_at_ms = $2 WHERE external_task_id IN (
 ) RETURNING doc
 """
 
+# Older bodies of the task make room, and their repetitions are added. $8: how many others are kept
 QUARANTINE = """
-INSERT INTO SCHEMA.quarantine AS q VALUES ($1, $2, $3, $4, $5, $6, $7)
+WITH older AS (
+    DELETE FROM SCHEMA.quarantine WHERE external_task_id = $1 AND digest IN (
+        SELECT digest FROM SCHEMA.quarantine WHERE external_task_id = $1 AND digest <> $2
+        ORDER BY received_at_ms DESC OFFSET $8
+    ) RETURNING times
+)
+INSERT INTO SCHEMA.quarantine AS q
+SELECT $1, $2, $3, $4, $5, $6, $7 + coalesce(sum(times), 0)::integer FROM older
 ON CONFLICT (external_task_id, digest)
 DO UPDATE SET times = q.times + excluded.times, received_at_ms = excluded.received_at_ms
 """
@@ -321,7 +330,7 @@ class PostgresLedger:
 
     async def quarantine(self, entry: Quarantined) -> None:
         columns = (entry.external_task_id, entry.digest, entry.vendor, entry.received_at_ms, entry.reason)
-        await self._fetch(QUARANTINE, *columns, entry.body, entry.times)
+        await self._fetch(QUARANTINE, *columns, entry.body, entry.times, QUARANTINED_MAX - 1)
 
     async def quarantined(self, limit: int, external_task_id: str | None = None) -> list[Quarantined]:
         statement = (
@@ -370,6 +379,9 @@ class PostgresLedger:
 
     async def counts(self) -> Mapping[str, int]:
         return {row["name"]: row["count"] for row in await self._fetch(COUNTS)}
+
+    async def check_write(self) -> None:
+        await self._fetch("UPDATE SCHEMA.version SET applied = applied")
 
     # -- change notification ------------------------------------------------------------------
 

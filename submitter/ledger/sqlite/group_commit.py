@@ -4,6 +4,7 @@ Each caller gets its result after the commit.
 """
 
 import asyncio
+import os
 import queue
 import sqlite3
 import threading
@@ -47,6 +48,7 @@ class GroupWriter:
     ) -> None:
         self._db = db
         self._name = name
+        self._file = _identity(name)
         self._apply_all = apply_all
         self._on_commit = on_commit
         self._pending: list[Operation] = []
@@ -95,8 +97,14 @@ class GroupWriter:
                     if operation.run is not None:
                         operation.outcome = _outcome(operation.run, db)
                 self._apply_all(db, [operation for operation in group if operation.decide is not None])
+            if _identity(self._name) != self._file:
+                raise sqlite3.OperationalError("the file was moved, removed or replaced: restart this process")
         except Exception as error:  # noqa: BLE001 - raised to the caller; the thread must survive it
-            if len(group) > 1:  # commit one by one, so that a bad operation fails alone
+            if isinstance(error, sqlite3.OperationalError):  # locked, full, read-only: no operation is to blame
+                reason = LedgerUnavailable(f"could not write to the ledger {self._name!r}: {error}")
+                for operation in group:
+                    operation.outcome = reason
+            elif len(group) > 1:  # commit one by one, so that a bad operation fails alone
                 for operation in group:
                     self._commit([operation])
             elif isinstance(error, sqlite3.Error):
@@ -133,6 +141,18 @@ class GroupWriter:
         self._groups.put(self._pending)
         self._groups.put(None)  # stops the write loop
         await asyncio.to_thread(self._thread.join)
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    """Return what identifies the file at `path`; None if there is none.
+
+    A commit into a file that was moved or replaced succeeds, and is lost: no name leads to it.
+    """
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 @contextmanager

@@ -41,7 +41,7 @@ from submitter.ledger.sqlite.migrations import migrate
 from submitter.task import Task, TaskStatus
 from submitter.transition import Decide
 
-BUSY_TIMEOUT_S = 30.0
+BUSY_TIMEOUT_S = 5.0  # a callback waits for the group before its own, and for its own
 CHECK_EVERY_S = 0.05  # how often a waiter looks for another process's commit
 ROWS_PER_STEP = 64
 
@@ -254,6 +254,9 @@ class SqliteLedger:
             return counts
 
         return await self._read(run)
+
+    async def check_write(self) -> None:
+        await self._write(lambda db: db.execute("UPDATE routed SET upto = upto"))
 
     # -- change notification ------------------------------------------------------------------
 

@@ -2,11 +2,18 @@
 
 import sqlite3
 
-from submitter.ledger.base import Quarantined
+from submitter.ledger.base import QUARANTINED_MAX, Quarantined
+
+OLDER = """
+FROM quarantine WHERE external_task_id = ?1 AND digest IN (
+    SELECT digest FROM quarantine WHERE external_task_id = ?1 AND digest <> ?2
+    ORDER BY received_at_ms DESC LIMIT -1 OFFSET ?3
+)
+"""
 
 
 def add(db: sqlite3.Connection, entry: Quarantined) -> None:
-    """Store a body; the same body of the same task is stored once, and counted."""
+    """Store a body; the same body of the same task is stored once, and counted. Older ones make room."""
     db.execute(
         "INSERT INTO quarantine (external_task_id, digest, vendor, received_at_ms, reason, body, times)"
         " VALUES (?, ?, ?, ?, ?, ?, ?)"
@@ -21,6 +28,12 @@ def add(db: sqlite3.Connection, entry: Quarantined) -> None:
             entry.times,
         ),
     )
+    older = (entry.external_task_id, entry.digest, QUARANTINED_MAX - 1)
+    times = db.execute(f"SELECT sum(times) {OLDER}", older).fetchone()[0]
+    if times:
+        db.execute(f"DELETE {OLDER}", older)
+        change = "UPDATE quarantine SET times = times + ? WHERE external_task_id = ? AND digest = ?"
+        db.execute(change, (times, entry.external_task_id, entry.digest))
 
 
 def find(db: sqlite3.Connection, limit: int, external_task_id: str | None) -> list[Quarantined]:
