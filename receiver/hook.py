@@ -38,7 +38,8 @@ class Hook(msgspec.Struct, frozen=True):
     `events` are the wanted types (None: all), `when` a compiled JMESPath filter. `schedule_s` has one
     delay for each attempt. `rate` is in deliveries per second; None is no limit. With `ordered`, a
     task's events are sent one after the other. `latest_only` drops superseded progress events. `raw` adds
-    the last body that the vendor sent about the task.
+    the last body that the vendor sent about the task. `max_mb` is the largest file that an archive copies,
+    in MiB.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Hook(msgspec.Struct, frozen=True):
     when: "ParsedResult | None" = None
     latest_only: bool = False
     raw: bool = False
+    max_mb: int = 1024
 
     def __repr__(self) -> str:
         return f"Hook({self.name!r})"  # the URL may contain a password

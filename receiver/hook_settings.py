@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from jmespath.parser import ParsedResult
 
 NAMES = (
-    "name", "url", "events", "when", "latest_only", "raw", "secret", "mode", "signature", "schedule", "timeout_s",
-    "concurrency", "rate",
+    "name", "url", "events", "when", "latest_only", "raw", "max_mb", "secret", "mode", "signature", "schedule",
+    "timeout_s", "concurrency", "rate",
 )  # fmt: skip
 
 
@@ -90,6 +90,9 @@ def _hook(
     latest_only, raw = table.get("latest_only", False), table.get("raw", False)
     require("latest_only", isinstance(latest_only, bool), "true or false", "Use one of them.")
     require("raw", isinstance(raw, bool), "true or false", "Use one of them.")
+    max_mb = table.get("max_mb", 1024)
+    is_size = isinstance(max_mb, int) and not isinstance(max_mb, bool) and 1 <= max_mb <= 65536
+    require("max_mb", is_size, "1 to 65536 (MiB)", "Use 1 to 65536.")
     when = _when(where, table.get("when"), found)
     secrets = _secrets(where, table, follow, found)
     if found:
@@ -108,6 +111,7 @@ def _hook(
         when=when,
         latest_only=latest_only,
         raw=raw,
+        max_mb=max_mb,
     )
 
 

@@ -43,8 +43,9 @@ PROBE_KEY = "kling-relay-probe.txt"
 class Archive:
     """One object store prefix or directory."""
 
-    def __init__(self, put: StoreFile, allow_hosts: frozenset[str]) -> None:
+    def __init__(self, put: StoreFile, allow_hosts: frozenset[str], max_mb: int) -> None:
         self._put = put
+        self._max_bytes = max_mb * 1024 * 1024
         self._allow_hosts = allow_hosts
         self._ledger: Tasks | None = None
         self._clock = Clock()
@@ -80,7 +81,7 @@ class Archive:
     async def _copy(self, url: str, key: str) -> ArchivedCopy:
         with tempfile.TemporaryDirectory(prefix="kling-relay-") as folder:
             path = Path(folder) / "result"
-            await download(url, path, self._allow_hosts)
+            await download(url, path, self._allow_hosts, self._max_bytes)
             digest = await asyncio.to_thread(_digest, path)
             return ArchivedCopy(await self._put(path, key), digest)
 
@@ -105,13 +106,13 @@ def open(hook: Hook, allow_hosts: frozenset[str]) -> Archive:
     if directory is not None:
         if not Path(directory).is_absolute():
             raise invalid_hook(hook, "url", repr(hook.url), "archive:/an/absolute/directory", "Use an absolute path.")
-        return Archive(_store_in_directory(Path(directory)), allow_hosts)
+        return Archive(_store_in_directory(Path(directory)), allow_hosts, hook.max_mb)
     try:
-        return Archive(_store_with_obstore(url), allow_hosts)
+        return Archive(_store_with_obstore(url), allow_hosts, hook.max_mb)
     except ImportError:
         if not url.startswith("s3://"):
             raise
-        return Archive(_store_with_boto3(url), allow_hosts)
+        return Archive(_store_with_boto3(url), allow_hosts, hook.max_mb)
     except Exception as error:
         reason = str(error).partition("\n")[0]
         remedy = "Use archive:s3://bucket/prefix, gs://... or az://..."

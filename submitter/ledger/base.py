@@ -114,7 +114,7 @@ class HookState(msgspec.Struct, frozen=True):
 
 
 QUARANTINED_MAX = 5
-"""The bodies that are kept of a task: where nothing is signed, whoever has its callback URL can send any number."""
+"""The bodies that are kept of a task: where nothing is signed, anyone with its callback URL can send any number."""
 
 
 class Quarantined(msgspec.Struct, frozen=True):

@@ -13,20 +13,12 @@ import msgspec
 import pytest
 
 from submitter.errors import TaskNotFound, UrlUnknown
-from submitter.ledger.base import (
-    QUARANTINED_MAX,
-    Delivery,
-    Disabled,
-    Ledger,
-    Quarantined,
-    Record,
-    Settlement,
-    Subscription,
-)
+from submitter.ledger.base import Delivery, Disabled, Ledger, Quarantined, Record, Settlement, Subscription
 from submitter.observation import FailedOver, NoAnswer, Report, SendLease, Unconfirmed
 from submitter.schedule import Backoff, PollPolicy
 from submitter.task import Task, TaskStatus
 from submitter.transition import Transition, transition
+from tests.conformance.ledger_quarantine import QuarantineSuite
 
 NOW = 1_781_080_800_000
 POLL_POLICY = PollPolicy(Backoff(900, 1.5, 3600), Backoff(10, 1.5, 60), 86400)
@@ -50,7 +42,7 @@ async def succeed(ledger: Ledger, id: str) -> None:
         await ledger.apply(id, report(status))
 
 
-class LedgerSuite:
+class LedgerSuite(QuarantineSuite):
     """What `submitter.ledger.base.Ledger` promises."""
 
     async def test_reserve_is_idempotent(self, opened: Open) -> None:
@@ -282,28 +274,6 @@ class LedgerSuite:
         assert len((await ledger.claim_deliveries([moved], NOW, 1000)).items) == 1
         assert await ledger.replay("all", NOW) == 2
         assert len((await ledger.claim_deliveries([ALL], NOW, 1000)).items) == 2
-
-    async def test_quarantine_stores_a_body_once_and_counts_its_repetitions(self, opened: Open) -> None:
-        ledger = opened()
-        for body in (b"\xff\x00", b"{}", b"{}"):
-            await ledger.quarantine(Quarantined("a", "kling", NOW, "unknown status", body))
-        await ledger.quarantine(Quarantined("b", "kling", NOW + 1, "unknown status", b"other"))
-        assert [entry.body for entry in await ledger.quarantined(1)] == [b"other"]
-        assert {entry.body: entry.times for entry in await ledger.quarantined(10, "a")} == {b"\xff\x00": 1, b"{}": 2}
-        assert len(await ledger.quarantined(1, "a")) == 1
-        assert await ledger.quarantined(10, "c") == []
-        kept = {entry.body: entry.times for entry in await ledger.quarantined(10)}
-        assert kept == {b"\xff\x00": 1, b"{}": 2, b"other": 1}
-
-    async def test_the_last_bodies_of_a_task_are_kept_and_all_are_counted(self, opened: Open) -> None:
-        ledger = opened()
-        for number in range(2 * QUARANTINED_MAX):
-            await ledger.quarantine(Quarantined("a", "kling", NOW + number, "unknown status", b"%d" % number))
-        await ledger.quarantine(Quarantined("b", "kling", NOW, "unknown status", b"other"))
-        kept = await ledger.quarantined(100, "a")
-        assert [entry.body for entry in kept] == [b"%d" % (2 * QUARANTINED_MAX - 1 - n) for n in range(QUARANTINED_MAX)]
-        assert sum(entry.times for entry in kept) == 2 * QUARANTINED_MAX
-        assert (await ledger.counts())["quarantine"] == QUARANTINED_MAX + 1
 
     async def test_a_write_can_be_checked_without_a_change(self, opened: Open) -> None:
         ledger = opened()

@@ -13,6 +13,7 @@ from receiver.destinations import open_destination
 from receiver.hook import Hook
 from submitter.errors import InvalidSettings
 from submitter.ledger.base import Delivery
+from submitter.media.download import CannotFetch, download
 from submitter.task import TaskStatus
 from tests.world import World
 
@@ -82,6 +83,17 @@ async def test_an_expired_result_becomes_a_dead_letter_with_the_http_error(world
     await ledger.close()
     assert "its URL returned HTTP" in found[0].last_error
     assert not list((tmp_path / "results").rglob("*.mp4"))
+
+
+async def test_a_result_that_is_larger_than_the_limit_is_not_saved(world: World, tmp_path: Path) -> None:
+    await world.start(receiver=False)
+    url, target = f"{world.hook_url}/files/dance.mp4", tmp_path / "result.mp4"
+    size = (world.media / "dance.mp4").stat().st_size
+    with pytest.raises(CannotFetch, match="larger than"):
+        await download(url, target, frozenset({"127.0.0.1"}), size - 1)
+    assert list(tmp_path.glob("result*")) == []
+    await download(url, target, frozenset({"127.0.0.1"}), size)
+    assert target.stat().st_size == size
 
 
 async def test_an_invalid_or_unwritable_archive_is_reported(tmp_path: Path) -> None:

@@ -217,7 +217,7 @@ def test_an_unconfirmed_report_of_an_abandoned_task_is_asked_about_a_limited_num
 
 def test_many_unconfirmed_reports_do_not_make_the_polls_more_frequent() -> None:
     current, polled_at_ms = task(TaskStatus.SUBMITTED, task_id="893", poll_at_ms=NOW + 900_000), []
-    for now in range(NOW, NOW + 60_000, 100):  # ten a second for a minute, by whoever has the callback URL
+    for now in range(NOW, NOW + 60_000, 100):  # ten a second for a minute, by anyone with the callback URL
         current = changed(transition(current, Unconfirmed("893"), now))
         assert current.poll_at_ms is not None
         if current.poll_at_ms <= now:

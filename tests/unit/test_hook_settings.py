@@ -36,6 +36,9 @@ VALID = {"name": "billing", "url": "https://billing.example.com/kling", "secret"
         ({"concurrency": 0}, "hook[billing].concurrency"),
         ({"concurrency": True}, "hook[billing].concurrency"),
         ({"rate": 0}, "hook[billing].rate"),
+        ({"max_mb": 0}, "hook[billing].max_mb"),
+        ({"url": "redis://u:p/w@host/stream"}, "hook[billing].url"),
+        ({"url": "https://billing.example.com:99999/"}, "hook[billing].url"),
         ({"retries": 3}, "hook[billing].retries"),
     ],
 )
