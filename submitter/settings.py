@@ -116,7 +116,7 @@ class Reader:
             found = float("nan")
         if not least <= found < 1e12:
             limit = f"a number of at least {least:g}"
-            self.problem(f"KLING_RELAY_{name.upper()}", repr(value), limit, f"Use {least:g} or more.")
+            self.problem(self._place(name, vendor), repr(value), limit, f"Use {least:g} or more.")
             return default
         return found
 
@@ -126,9 +126,16 @@ class Reader:
         if value is None:
             return default
         if value not in choices:
-            self.problem(name, repr(value), f"one of {', '.join(choices)}", "Choose one of them.")
+            self.problem(self._place(name, vendor), repr(value), f"one of {', '.join(choices)}", "Choose one of them.")
             return default
         return value
+
+    def _place(self, name: str, vendor: str | None) -> str:
+        """Return where a setting was written: a field of the file, or a variable."""
+        if vendor is not None:
+            return f"vendor.{vendor}.{name}"
+        variable = f"KLING_RELAY_{name.upper()}"
+        return f"{name} in {CONFIG_FILE}" if name in self.table and not self.environ.get(variable) else variable
 
     def secret(self, field: str, value: str) -> str | None:
         """Resolve the references `env:NAME` and `file:PATH`; return any other value unchanged."""

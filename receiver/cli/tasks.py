@@ -2,7 +2,6 @@
 
 import sys
 from pathlib import Path
-from typing import Any
 
 import click
 import msgspec
@@ -14,11 +13,13 @@ from submitter.costs import Total, totals
 from submitter.errors import InvalidRequest, Problem, TaskNotFound
 from submitter.event import Event, task_data, timestamp
 from submitter.ledger import Ledger
+from submitter.ledger.base import QUARANTINED_MAX, Quarantined
 from submitter.refresh import Refreshed
 from submitter.settings import load_settings
 from submitter.submit import Submitter
 from submitter.task import Task, TaskStatus, Video
 from submitter.vendors.registry import vendors as installed
+from submitter.web_address import without_password
 
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 
@@ -63,7 +64,7 @@ def tasks_list(status: str | None, vendor: str | None, limit: int, before: str |
         print_json(rows)
     else:
         columns = ("external_task_id", "vendor", "status", "task_id", "created_at", "status_message")
-        print_table(rows, columns, empty="no such tasks")
+        print_table(rows, columns, empty=f"no such tasks in {without_password(settings.ledger)}")
 
 
 @tasks.command("show")
@@ -79,10 +80,11 @@ def tasks_show(external_task_id: str, raw: bool, as_json: bool) -> None:
       kling-relay tasks show order-42 --raw      with the fields that kling-relay does not know
     """
 
-    async def read(ledger: Any) -> tuple[Task, list[Event]]:
-        return await ledger.get(external_task_id), await ledger.events(external_task_id)
+    async def read(ledger: Ledger) -> tuple[Task, list[Event], list[Quarantined]]:
+        quarantined = await ledger.quarantined(QUARANTINED_MAX, external_task_id)
+        return await ledger.get(external_task_id), await ledger.events(external_task_id), quarantined
 
-    task, events = run(with_ledger(load_settings(), read))
+    task, events, quarantined = run(with_ledger(load_settings(), read))
     if raw:
         if not task.raw:
             raise click.ClickException(f"{external_task_id}: the vendor has not reported anything yet")
@@ -92,6 +94,9 @@ def tasks_show(external_task_id: str, raw: bool, as_json: bool) -> None:
         print_json(task_data(task))
     else:
         _show_task(task, events)
+        if quarantined:
+            command = f"kling-relay tasks quarantine {external_task_id}"
+            click.echo(f"{'quarantined':<18}{sum(one.times for one in quarantined)} bodies: {command}")
 
 
 @tasks.command("wait")

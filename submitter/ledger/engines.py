@@ -29,7 +29,7 @@ def open_ledger(url: str, field: str = "KLING_RELAY_LEDGER") -> Ledger:
         from submitter.ledger.dynamodb.ledger import DynamoLedger
 
         return DynamoLedger(url)
-    if scheme == "sqlite" and url.startswith("sqlite:///") and len(url) > len("sqlite:///"):
+    if scheme == "sqlite" and url.startswith("sqlite:///") and len(url) > len("sqlite:///") and "?" not in url:
         from submitter.ledger.sqlite.ledger import SqliteLedger
 
         return SqliteLedger(url.removeprefix("sqlite:///"))
@@ -42,6 +42,7 @@ def open_ledger(url: str, field: str = "KLING_RELAY_LEDGER") -> Ledger:
             raise InvalidSettings([problem]) from error
 
         return PostgresLedger(url)
-    remedy = "Use sqlite:///relay.db, sqlite:////an/absolute/path.db, or one of the other schemes."
+    remedy = "Use sqlite:///relay.db, sqlite:////an/absolute/path.db (without options), or one of the other schemes."
     limit = "sqlite:///path, postgresql://user:password@host/database or dynamodb://table?region=..."
-    raise InvalidSettings([Problem(field, f"scheme {scheme!r}", limit, remedy)])
+    shown = repr(url) if scheme == "sqlite" else f"scheme {scheme!r}"
+    raise InvalidSettings([Problem(field, shown, limit, remedy)])

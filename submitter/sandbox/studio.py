@@ -101,9 +101,10 @@ class Studio:
                 raise Refusal("invalid", f"{field} is no URL that can be opened: {wrong}")
             try:
                 answer = await self._client.get(value)
-                answer.raise_for_status()
             except httpx.HTTPError as error:
                 raise Refusal("invalid", f"{field} cannot be fetched: {error}") from error
+            if not answer.is_success:
+                raise Refusal("invalid", f"{field} cannot be fetched: its server answered HTTP {answer.status_code}")
             data = answer.content
         else:
             try:

@@ -34,8 +34,8 @@ MODEL = {"kling-v3": "kling-v3-motion-control", "kling-v2-6": "kling-v2-6-motion
 RESULT_TTL_S = 86400
 
 ERRORS = {
-    "invalid_request_error": Rule("Correct the request."),
-    "validation_error": Rule("Correct the request."),
+    "invalid_request_error": Rule("Correct the request, and submit it with a new id."),
+    "validation_error": Rule("Correct the request, and submit it with a new id."),
     "authentication_error": Rule("Check AIHUBMAX_API_KEY.", failover=True),
     "permission_error": Rule("This key has no permission for this model. Request it.", failover=True),
     "insufficient_quota": Rule("The balance is used up. Top it up.", failover=True),

@@ -31,7 +31,7 @@ MODEL = {"std": "kling-v3-0-std", "pro": "kling-v3-0-pro"}
 EVENT = "ASYNC_TASK_RESULT"  # callbacks of other types are ignored
 
 ERRORS = {
-    "INVALID_REQUEST_BODY": Rule("Correct the request."),
+    "INVALID_REQUEST_BODY": Rule("Correct the request, and submit it with a new id."),
     "ILLEGAL_PROMPT": Rule("The content policy rejects this prompt. Change it."),
     "ILLEGAL_IMAGE_CONTENT": Rule("The content policy rejects this image. Use another one."),
     "INVALID_API_KEY": Rule("Check the API key.", failover=True),

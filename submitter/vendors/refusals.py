@@ -44,7 +44,7 @@ def rule_of(status: int, name: str) -> Rule:
             return Rule("Too many requests. It is retried automatically.", retryable=True)
         case _ if status >= 500 or status < 400:  # a 2xx or 3xx that is no success is just as ambiguous
             return Rule(f"{name} has an outage. Try again later.", retryable=True, ambiguous=True)
-    return Rule("Correct the request.")
+    return Rule("Correct the request, and submit it with a new id.")
 
 
 def refusal(

@@ -141,7 +141,7 @@ async def test_dry_run_sends_nothing_and_redacts_the_callback_token(world: World
     request = msgspec.json.decode(body)
     assert request["options"]["callback_url"].endswith("/[hidden]")
     assert world.kling.counts["created"] == 0
-    assert (await cli(world.environ, "tasks", "list")).out.strip() == "no such tasks"
+    assert (await cli(world.environ, "tasks", "list")).out.startswith("no such tasks in sqlite:")
 
 
 async def test_invalid_input_is_reported_by_field_without_a_traceback(world: World) -> None:

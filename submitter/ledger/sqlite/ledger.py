@@ -74,9 +74,10 @@ class SqliteLedger:
                 opened.pop_all()
             self._write_connection, self._read_connection, self._version_connection = connections
         except sqlite3.Error as error:
-            raise LedgerUnavailable(
-                f"could not open the ledger {self._path!r} ({error}); its folder must exist and be writable"
-            ) from error
+            remedy = "its folder must exist and be writable"
+            if Path(self._path).exists():
+                remedy = "it must be a SQLite database that this user may write"
+            raise LedgerUnavailable(f"could not open the ledger {self._path!r} ({error}); {remedy}") from error
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="ledger-read")
         self._committed: asyncio.Event | None = None
         self._closed = False
