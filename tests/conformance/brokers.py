@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import itertools
+import os
 import socket
 
 
@@ -12,12 +14,22 @@ def is_listening(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
+# Below the ports that Linux, macOS and Windows give to outgoing connections, so that no connection takes a port
+# between this choice and the server's start. Each worker of pytest-xdist has a slice of it.
+PORTS, WORKERS = range(10240, 32768), 16
+_slice = len(PORTS) // WORKERS
+_first = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % WORKERS * _slice
+_turn = itertools.count(os.getpid())
+
+
 def free_port() -> int:
-    """Return an unused loopback port."""
-    with contextlib.closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """Return a loopback port that nothing uses, and that this process has not been given before."""
+    for turn in itertools.islice(_turn, _slice):
+        port = PORTS[_first + turn % _slice]
+        with contextlib.closing(socket.socket()) as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise RuntimeError(f"no free port in {PORTS}")
 
 
 class Proxy:

@@ -1,6 +1,7 @@
 """Real bus servers that a test can kill and restart: same port, same data directory."""
 
 import asyncio
+import contextlib
 import os
 import shutil
 import signal
@@ -98,7 +99,8 @@ class OwnServer(OwnBus):
 
     async def kill(self) -> None:
         if self.process is not None:
-            os.killpg(self.process.pid, self.kill_signal)
+            with contextlib.suppress(ProcessLookupError):  # it ended by itself: its log says why
+                os.killpg(self.process.pid, self.kill_signal)
             await asyncio.to_thread(self.process.wait)
             self.process = None
 
@@ -157,6 +159,10 @@ class OwnNats(OwnServer):
 class OwnRabbit(OwnServer):
     name, binary = "amqp", "rabbitmq-server"
 
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.distribution_port = free_port()
+
     def command(self) -> list[str]:
         script = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")  # Debian's command in PATH wraps it
         return [str(script) if script.exists() else "rabbitmq-server"]
@@ -170,7 +176,7 @@ class OwnRabbit(OwnServer):
             "RABBITMQ_NODENAME": f"relay{self.port}@localhost",
             "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
             "RABBITMQ_NODE_PORT": str(self.port),
-            "RABBITMQ_DIST_PORT": str(self.port + 1 if self.port < 65535 else 20000),
+            "RABBITMQ_DIST_PORT": str(self.distribution_port),
             "RABBITMQ_MNESIA_BASE": str(self.folder / "mnesia"),
             "RABBITMQ_LOG_BASE": str(self.folder / "logs"),
             "RABBITMQ_ENABLED_PLUGINS_FILE": str(self.folder / "plugins"),
