@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-all test-slow check bench lock install clean package
+.PHONY: demo test test-all test-slow check bench torture lock install clean package
 
 VENDOR ?= kling
 demo: .venv/demo  ## the whole pipeline, offline; VENDOR=novita, highway, aihubmax or oxen for another vendor's stand-in
@@ -46,6 +46,12 @@ check: .venv/installed  ## lint, format, types, imports, words, documentation, p
 
 bench: package  ## benchmarks: the figures in the README
 	$(BIN)/python -m tests.bench
+
+MINUTES ?= 30
+SEED ?= 1
+ROUNDS ?= 1000000
+torture: .venv/installed  ## kills, faults, strangers, simulated days, for MINUTES; PARTS="kills" for some, ROUNDS=1 to repeat a SEED
+	$(BIN)/python -m tests.torture $(PARTS) --minutes $(MINUTES) --seed $(SEED) --rounds $(ROUNDS)
 
 # What `make demo` installs: the package with its sandbox, and what builds it.
 LOCK_DEMO := pyproject.toml --universal --extra sandbox --group build --generate-hashes --no-header
