@@ -7,9 +7,11 @@ import time
 import traceback
 from pathlib import Path
 
+from submitter import log
+from tests.torture import kills
 from tests.torture.parts import Missing, Part, Round
 
-PARTS: dict[str, Part] = {}
+PARTS: dict[str, Part] = {"kills": kills.run}
 
 
 def main() -> int:
@@ -19,6 +21,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1, help="the seed of the first round; the next ones count on")
     parser.add_argument("--rounds", type=int, help="stop after this many rounds of each part")
     given = parser.parse_args()
+    log.quiet()
     unknown = [name for name in given.parts if name not in PARTS]
     if unknown:
         parser.error(f"no such part: {', '.join(unknown)} (there are {', '.join(PARTS)})")
