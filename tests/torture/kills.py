@@ -163,9 +163,17 @@ class Storm:
             kill = self._kill_of(RECEIVER)
             offset_ms = self._jump_ms(HOUR_MS)
             process = start_receiver(self.environ, port, log, kill=kill, offset_ms=offset_ms, sabotage=self.sabotage)
-            if not await self._until_killed(process, kill, self.random.uniform(0.1, 1.5)):
+            alive_s = self.random.uniform(0, 1.5)
+            if self.random.random() < 0.8:  # else: perhaps killed while it starts
+                await self._until_listening(port, process)
+            if not await self._until_killed(process, kill, alive_s):
                 self.findings.append(f"a receiver ended by itself: {log.read_text()[-2000:]}")
                 return
+
+    async def _until_listening(self, port: int, process: ForkServerProcess) -> None:
+        async with asyncio.timeout(30):
+            while process.is_alive() and not is_listening(port):
+                await asyncio.sleep(0.02)
 
     async def submitter(self, number: int, receiver_port: int) -> None:
         """Submit batches of requests, repeating each batch until it is accepted; kill the processes that do it."""
@@ -208,9 +216,7 @@ class Storm:
             offset_ms = later * 600_000
             process = start_receiver(environ, self.ports[0], log, kill=None, offset_ms=offset_ms)
             try:
-                async with asyncio.timeout(10):
-                    while not is_listening(self.ports[0]):
-                        await asyncio.sleep(0.05)
+                await self._until_listening(self.ports[0], process)
                 for _ in range(20):
                     stored = await read_store(self.ledger_url)
                     if stored.is_settled:

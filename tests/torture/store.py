@@ -1,4 +1,4 @@
-"""Reads a SQLite or PostgreSQL ledger by SQL of its own: the checks must not trust the code that they check."""
+"""Reads a SQLite or PostgreSQL ledger by independent SQL: a check must not trust the code that it checks."""
 
 import json
 import sqlite3
