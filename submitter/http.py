@@ -3,8 +3,11 @@
 A connection error and a request that cannot be built are `NotSent`: repeating the request is safe. Every
 other failure is `Unanswered`: the vendor may have acted. A request that must not be repeated uses a fresh connection,
 because a kept-alive connection that the vendor has closed would look like `Unanswered`.
+
+An answer is bounded as it is sent and as it is expanded: a kilobyte that was compressed twice can become a gigabyte.
 """
 
+import zlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -15,6 +18,8 @@ from submitter.egress import tls_context
 from submitter.vendors.base import HttpAnswer, HttpRequest
 
 ANSWER_MAX = 16 * 1024 * 1024
+_TOO_LONG = f"the response is longer than {ANSWER_MAX} bytes"
+_GZIP = zlib.MAX_WBITS | 16
 
 
 class NotSent(msgspec.Struct, frozen=True):
@@ -50,16 +55,18 @@ class VendorHttp:
         """Send `request`; with `fresh`, on a new connection."""
         client = self._once if fresh else self._kept
         try:
-            async with client.stream(
-                request.method, request.url, headers=request.headers, content=request.body
-            ) as response:
+            headers = {"accept-encoding": "gzip", **request.headers}
+            async with client.stream(request.method, request.url, headers=headers, content=request.body) as response:
                 body = bytearray()
-                async for chunk in response.aiter_bytes():
+                async for chunk in response.aiter_raw():
                     body += chunk
                     if len(body) > ANSWER_MAX:
-                        return Unanswered(f"the response is longer than {ANSWER_MAX} bytes")
-                headers = {name.lower(): value for name, value in response.headers.items()}
-                return HttpAnswer(response.status_code, headers, bytes(body))
+                        return Unanswered(_TOO_LONG)
+                expanded = _expand(bytes(body), response.headers.get("content-encoding", ""))
+                if isinstance(expanded, Unanswered):
+                    return expanded
+                received = {name.lower(): value for name, value in response.headers.items()}
+                return HttpAnswer(response.status_code, received, expanded)
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             return NotSent(_reason(error))
         except (httpx.LocalProtocolError, httpx.UnsupportedProtocol, httpx.InvalidURL, UnicodeError) as error:
@@ -72,15 +79,36 @@ class VendorHttp:
     async def stream(self, request: HttpRequest, *, silence_s: float) -> AsyncIterator[httpx.Response]:
         """Open a streaming response; raise httpx.ReadTimeout when no data arrived for `silence_s` seconds."""
         timeout = httpx.Timeout(silence_s, connect=self._connect_timeout_s)
+        headers = {"accept-encoding": "identity", **request.headers}
         async with self._once.stream(
-            request.method, request.url, headers=request.headers, content=request.body, timeout=timeout
+            request.method, request.url, headers=headers, content=request.body, timeout=timeout
         ) as response:
+            encoding = response.headers.get("content-encoding", "identity")
+            if encoding.lower() != "identity":  # httpx would expand it without a limit
+                raise httpx.DecodingError(f"the stream is compressed ({encoding:.40})")
             yield response
 
     async def close(self) -> None:
         """Close every connection."""
         await self._once.aclose()
         await self._kept.aclose()
+
+
+def _expand(body: bytes, encoding: str) -> bytes | Unanswered:
+    """Return the content of a body that may be compressed once; Unanswered if it is too long or cannot be read."""
+    encoding = encoding.strip().lower()
+    if encoding in ("", "identity") or not body:
+        return body
+    if encoding not in ("gzip", "x-gzip"):
+        return Unanswered(f"the response has an encoding that was not asked for: {encoding:.40}")
+    expander = zlib.decompressobj(_GZIP)
+    try:
+        content = expander.decompress(body, ANSWER_MAX + 1)
+    except zlib.error as error:
+        return Unanswered(f"the response cannot be expanded: {error}")
+    if len(content) > ANSWER_MAX:
+        return Unanswered(_TOO_LONG)
+    return content if expander.eof else Unanswered("the compressed response is incomplete")
 
 
 def _reason(error: Exception) -> str:

@@ -1,0 +1,100 @@
+"""The HTTP client for vendors: answers of any form and size are bounded in memory."""
+
+import gzip
+import tracemalloc
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import httpx
+import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from submitter.http import ANSWER_MAX, Outcome, Unanswered, VendorHttp
+from submitter.sandbox.server import free_socket, listening
+from submitter.vendors.base import HttpAnswer, HttpRequest
+
+SMALL = b'{"id": "7"}'
+LARGE = bytes(256 * 1024 * 1024)
+
+
+class Vendor:
+    """A vendor that answers each request in the same way, whatever encodings the client accepts."""
+
+    def __init__(self, body: bytes, encoding: str | None = None, status: int = 200) -> None:
+        self._headers = {"content-encoding": encoding} if encoding else {}
+        self._body, self._status = body, status
+        self.accepted: list[str | None] = []
+
+    async def answer(self, request: Request) -> Response:
+        self.accepted.append(request.headers.get("accept-encoding"))
+        return Response(self._body, self._status, headers={**self._headers, "location": "/elsewhere"})
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[str]:
+        bound, url = free_socket()
+        async with listening(Starlette(routes=[Route("/{path:path}", self.answer)]), bound):
+            yield url
+
+
+async def ask(vendor: Vendor) -> Outcome:
+    http = VendorHttp()
+    try:
+        async with vendor.running() as url:
+            return await http.run(HttpRequest("GET", url, {}))
+    finally:
+        await http.close()
+
+
+@pytest.mark.parametrize("encoding", [None, "identity", "gzip", "X-GZIP"])
+async def test_an_answer_is_read_in_each_usual_encoding(encoding: str | None) -> None:
+    vendor = Vendor(SMALL if encoding in (None, "identity") else gzip.compress(SMALL), encoding)
+    answer = await ask(vendor)
+    assert isinstance(answer, HttpAnswer), answer
+    assert (answer.status, answer.body) == (200, SMALL)
+    assert vendor.accepted == ["gzip"]
+
+
+@pytest.mark.parametrize("times", [1, 2])
+async def test_an_answer_that_expands_is_cut_off(times: int) -> None:
+    """1 KiB can become 1 GiB when it is compressed twice."""
+    body = bytes(8 * ANSWER_MAX)
+    for _ in range(times):
+        body = gzip.compress(body)
+    tracemalloc.start()
+    try:
+        answer = await ask(Vendor(body, ", ".join(["gzip"] * times)))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert isinstance(answer, Unanswered), answer
+    assert peak < 4 * ANSWER_MAX
+
+
+@pytest.mark.parametrize(
+    ("encoding", "cut", "is_answer"), [("gzip", 1, False), ("gzip", None, False), ("br", 0, False), ("gzip", 0, True)]
+)
+async def test_an_answer_that_cannot_be_expanded_is_no_answer(encoding: str, cut: int | None, is_answer: bool) -> None:
+    body = SMALL if cut is None else gzip.compress(SMALL)[: -cut or None]
+    answer = await ask(Vendor(body, encoding))
+    assert isinstance(answer, HttpAnswer) is is_answer, answer
+
+
+async def test_a_redirect_of_a_vendor_is_not_followed() -> None:
+    vendor = Vendor(b"", status=307)
+    answer = await ask(vendor)
+    assert isinstance(answer, HttpAnswer)
+    assert (answer.status, len(vendor.accepted)) == (307, 1)
+
+
+async def test_a_compressed_event_stream_is_refused() -> None:
+    vendor = Vendor(gzip.compress(b"data: 1\n\n"), "gzip")
+    http = VendorHttp()
+    async with vendor.running() as url:
+        with pytest.raises(httpx.DecodingError):
+            async with http.stream(HttpRequest("GET", url, {}), silence_s=5):
+                pass
+    assert vendor.accepted == ["identity"]
+    await http.close()
