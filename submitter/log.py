@@ -1,4 +1,4 @@
-"""Logging configuration (structlog): JSON lines or a console, with callback tokens redacted."""
+"""Logging configuration (structlog): JSON lines or a console, with callback tokens and control characters masked."""
 
 import asyncio
 import logging
@@ -18,6 +18,21 @@ _clock = Clock()
 
 CLIENTS = ("aiokafka", "aio_pika", "aiormq", "azure", "mqtt")
 """Client libraries of buses that log each failure, which the outcome of the attempt already reports."""
+
+_MASKED = (
+    {code: 0x2400 + code for code in range(0x20)}  # C0, as the pictures that Unicode has for it
+    | {0x7F: 0x2421}
+    | dict.fromkeys([*range(0x80, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)], 0xFFFD)  # C1, bidirectional
+)
+_MASKED_IN_LINES = {code: mask for code, mask in _MASKED.items() if chr(code) not in "\n\t"}
+
+
+def without_controls(text: str, *, one_line: bool = False) -> str:
+    """Return `text` with visible characters instead of those that a terminal obeys.
+
+    Vendors and hooks choose parts of what is printed. Line breaks and tabs are kept unless `one_line` is set.
+    """
+    return text if text.isprintable() else text.translate(_MASKED if one_line else _MASKED_IN_LINES)
 
 
 def silence_clients() -> None:
@@ -106,5 +121,5 @@ def _render_json(logger: Any, method: str, event: MutableMapping[str, Any]) -> b
 def _redact(logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     for name in ("reason", "exception", "answer"):
         if isinstance(event.get(name), str):
-            event[name] = redact(event[name])
+            event[name] = without_controls(redact(event[name]))
     return event

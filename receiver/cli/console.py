@@ -1,6 +1,11 @@
-"""Helpers that commands share: the event loop, JSON and table output, an open ledger."""
+"""Helpers that commands share: the event loop, output of text, JSON and tables, an open ledger.
+
+Vendors and hooks choose parts of what is printed: no command prints it by `click.echo`, which passes control
+characters to the terminal.
+"""
 
 import asyncio
+import re
 import socket
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any, TypeVar
@@ -10,9 +15,11 @@ import msgspec
 
 from submitter.errors import InvalidRequest, Problem
 from submitter.ledger import Ledger, open_ledger
+from submitter.log import without_controls
 from submitter.settings import Settings
 
 T = TypeVar("T")
+_IN_JSON = re.compile("[\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
@@ -20,9 +27,19 @@ def run(work: Coroutine[Any, Any, T]) -> T:
     return asyncio.run(work)
 
 
+def echo(text: str, *, err: bool = False) -> None:
+    """Print a text, with control characters masked."""
+    click.echo(without_controls(text), err=err)
+
+
+def echo_json(text: str) -> None:
+    """Print JSON, with the control characters that JSON may hold as its escapes."""
+    click.echo(_IN_JSON.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
+
+
 def print_json(value: Any) -> None:
     """Print a value as indented JSON."""
-    click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+    echo_json(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
 
 
 def print_table(rows: list[dict[str, Any]], columns: tuple[str, ...], *, empty: str, headed: bool = True) -> None:
@@ -30,7 +47,10 @@ def print_table(rows: list[dict[str, Any]], columns: tuple[str, ...], *, empty: 
     if not rows:
         click.echo(empty)
         return
-    texts = [[str("" if row.get(name) is None else row[name]) for name in columns] for row in rows]
+    texts = [
+        [without_controls(str("" if row.get(name) is None else row[name]), one_line=True) for name in columns]
+        for row in rows
+    ]
     if headed:
         texts.insert(0, [name.upper().replace("_", " ") for name in columns])
     widths = [max(len(line[i]) for line in texts) for i in range(len(columns))]

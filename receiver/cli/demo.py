@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from receiver.cli.console import run
+from receiver.cli.console import echo, run
 from receiver.service import build_app
 from receiver.settings import load_receiver_settings
 from receiver.signature import read_secret, verify
@@ -175,7 +175,7 @@ async def run_demo(directory: Path, vendor: str) -> int:
         if done.status is TaskStatus.SUCCEED:
             await download(done.videos[0].url, result, settings.common.allow_hosts)
     if done.status is not TaskStatus.SUCCEED:
-        click.echo(f"the demo's task ended with status {done.status.value}: {done.status_message}", err=True)
+        echo(f"the demo's task ended with status {done.status.value}: {done.status_message}", err=True)
         return 1
     show()
     show(msgspec.json.format(msgspec.json.encode(task_data(done)), indent=2).decode())

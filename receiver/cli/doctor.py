@@ -13,7 +13,7 @@ import click
 import httpx
 import msgspec
 
-from receiver.cli.console import print_json, run
+from receiver.cli.console import echo, print_json, run
 from receiver.destinations import kinds, open_destination
 from receiver.settings import ReceiverSettings, load_receiver_settings
 from receiver.signature import sign
@@ -87,9 +87,9 @@ async def _run_checks(as_json: bool) -> list[Finding]:
         findings.append(finding)
         if not as_json:
             mark = {"ok": " ok ", "warn": "warn", "fail": "FAIL"}[finding.state]
-            click.echo(f"[{mark}] {finding.check}: {finding.seen}")
+            echo(f"[{mark}] {finding.check}: {finding.seen}")
             if finding.remedy:
-                click.echo(f"       {finding.remedy}")
+                echo(f"       {finding.remedy}")
     return findings
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from receiver.cli.console import print_json, with_ledger
+from receiver.cli.console import echo, print_json, with_ledger
 from submitter.clock import Clock
 from submitter.event import task_data
 from submitter.ledger import Ledger
@@ -103,11 +103,11 @@ async def _show_end(task: Task, settings: Settings, output: Path | None, as_json
         print_json(task_data(task))
     elif task.status is TaskStatus.SUCCEED:
         for video in task.videos:
-            click.echo(video.url)
+            echo(video.url)
         cost = ", ".join(f"{charge.amount} {charge.currency or charge.kind}" for charge in task.cost)
-        click.echo(f"cost: {cost or 'not stated by the vendor'}", err=True)
+        echo(f"cost: {cost or 'not stated by the vendor'}", err=True)
     else:
-        click.echo(f"{task.status.value}: {task.status_message or 'no reason given'}", err=True)
+        echo(f"{task.status.value}: {task.status_message or 'no reason given'}", err=True)
     if task.status is TaskStatus.SUCCEED and output is not None:
         from submitter.media.download import download
 

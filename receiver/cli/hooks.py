@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from receiver.cli.console import print_json, print_table, run, with_ledger
+from receiver.cli.console import echo, print_json, print_table, run, with_ledger
 from receiver.hook import TEST, Hook
 from receiver.settings import load_receiver_settings
 from submitter.clock import Clock
@@ -89,7 +89,7 @@ def hooks_test(name: str, as_json: bool) -> None:
     if as_json:
         print_json({"hook": name, "delivered": outcome.is_delivered, "answer": outcome.answer})
     else:
-        click.echo(f"{'delivered' if outcome.is_delivered else 'not delivered'}: {outcome.answer}")
+        echo(f"{'delivered' if outcome.is_delivered else 'not delivered'}: {outcome.answer}")
     sys.exit(0 if outcome.is_delivered else 1)
 
 
@@ -145,7 +145,7 @@ def hooks_replay(name: str, external_task_id: str | None) -> None:
     _hook(settings.hooks, name)
     count = run(with_ledger(settings.common, lambda ledger: ledger.replay(name, Clock().now_ms(), external_task_id)))
     what = "1 delivery is" if count == 1 else f"{count} deliveries are"
-    click.echo(f"{what} due again; a running `serve` delivers now")
+    echo(f"{what} due again; a running `serve` delivers now")
 
 
 def _state(state: HookState, now_ms: int) -> str:

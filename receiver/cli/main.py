@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from receiver.cli.console import echo
 from receiver.cli.demo import demo
 from receiver.cli.doctor import doctor
 from receiver.cli.hooks import hooks
@@ -28,10 +29,10 @@ class Cli(click.Group):
         try:
             return super().invoke(context)
         except (InvalidRequest, InvalidSettings, IdConflict) as error:
-            click.echo(f"kling-relay: {error}", err=True)
+            echo(f"kling-relay: {error}", err=True)
             context.exit(2)
         except RelayError as error:
-            click.echo(f"kling-relay: {redact(str(error))}", err=True)
+            echo(f"kling-relay: {redact(str(error))}", err=True)
             context.exit(1)
         except OSError as error:
             if error.errno != errno.ENOSPC:

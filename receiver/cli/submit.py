@@ -7,7 +7,7 @@ from typing import Any
 import click
 import msgspec
 
-from receiver.cli.console import print_json, run
+from receiver.cli.console import echo, print_json, run
 from receiver.cli.follow import OUTPUT, SECONDS, check_output, follow
 from submitter.callback_url import redact
 from submitter.errors import SubmissionUnknown
@@ -137,19 +137,19 @@ async def _submit(
     async with Submitter.from_settings(settings) as submitter:
         prepared = await submitter.prepare(request)
         for warning in prepared.warnings:
-            click.echo(f"warning: {warning}", err=True)
+            echo(f"warning: {warning}", err=True)
         if dry_run:
             unsent = await submitter.request_of(prepared, callback=callback, publish=False)
             _print_request(unsent.method, unsent.url, unsent.body)
             return 0
         # Printed before anything is sent: after an interruption the same id makes the retry idempotent.
-        click.echo(f"external_task_id {prepared.external_task_id}", err=True)
+        echo(f"external_task_id {prepared.external_task_id}", err=True)
         try:
             task = (await submitter.submit_prepared(prepared, callback=callback)).task
         except SubmissionUnknown as error:
             if not wait:
                 raise
-            click.echo(f"warning: {error}", err=True)
+            echo(f"warning: {error}", err=True)
             task = (await submitter.task(prepared.external_task_id)).task
     return await follow(settings, task, timeout, output, as_json) if wait else _show(task, as_json)
 
@@ -164,8 +164,8 @@ def _show(task: Task, as_json: bool) -> int:
     if as_json:
         print_json(task_data(task))
     else:
-        click.echo(f"{task.status.value}  task_id {task.task_id}")
-        click.echo(hints.get(task.status, f"wait for the result: kling-relay tasks wait {id}"), err=True)
+        echo(f"{task.status.value}  task_id {task.task_id}")
+        echo(hints.get(task.status, f"wait for the result: kling-relay tasks wait {id}"), err=True)
     return 1 if task.status in (TaskStatus.FAILED, TaskStatus.ABANDONED) else 0
 
 
@@ -179,5 +179,5 @@ def _print_request(method: str, url: str, body: bytes) -> None:
             return f"{value[:32]}... ({len(value)} characters of base64)"
         return redact(value) if isinstance(value, str) else value
 
-    click.echo(f"{method} {url}")
+    echo(f"{method} {url}")
     print_json(shorten(msgspec.json.decode(body)))

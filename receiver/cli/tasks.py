@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 import msgspec
 
-from receiver.cli.console import print_json, print_table, run, unknown, with_ledger
+from receiver.cli.console import echo, echo_json, print_json, print_table, run, unknown, with_ledger
 from receiver.cli.follow import OUTPUT, SECONDS, check_output, follow
 from submitter.clock import Clock
 from submitter.costs import Total, totals
@@ -88,7 +88,7 @@ def tasks_show(external_task_id: str, raw: bool, as_json: bool) -> None:
     if raw:
         if not task.raw:
             raise click.ClickException(f"{external_task_id}: the vendor has not reported anything yet")
-        click.echo(task.raw)
+        echo_json(task.raw)
         return
     if as_json:
         print_json(task_data(task))
@@ -96,7 +96,7 @@ def tasks_show(external_task_id: str, raw: bool, as_json: bool) -> None:
         _show_task(task, events)
         if quarantined:
             command = f"kling-relay tasks quarantine {external_task_id}"
-            click.echo(f"{'quarantined':<18}{sum(one.times for one in quarantined)} bodies: {command}")
+            echo(f"{'quarantined':<18}{sum(one.times for one in quarantined)} bodies: {command}")
 
 
 @tasks.command("wait")
@@ -279,35 +279,35 @@ def tasks_costs(days: int, vendor: str | None, as_json: bool) -> None:
 def _show_task(task: Task, events: list[Event]) -> None:
     for name, value in task_data(task).items():
         if name not in ("videos", "cost", "metadata"):
-            click.echo(f"{name:<18}{value or ''}")
+            echo(f"{name:<18}{value or ''}")
     for video in task.videos:
         _show_video(video)
     for refused_by in task.refused_by:
-        click.echo(f"{'refused by':<18}{refused_by.vendor}: {refused_by.reason}")
+        echo(f"{'refused by':<18}{refused_by.vendor}: {refused_by.reason}")
     for charge in task.cost:
         source = f" ({charge.source})" if charge.source else ""
-        click.echo(f"{'cost':<18}{charge.amount} {charge.currency or charge.kind}{source}")
+        echo(f"{'cost':<18}{charge.amount} {charge.currency or charge.kind}{source}")
     for group in ("metadata", "request"):
         for name, value in getattr(task, group).items():
-            click.echo(f"{group + '.' + name:<34}{value}")
+            echo(f"{group + '.' + name:<34}{value}")
     if task.poll_at_ms is not None:
-        click.echo(f"{'next poll':<18}{timestamp(task.poll_at_ms)}")
+        echo(f"{'next poll':<18}{timestamp(task.poll_at_ms)}")
     for event in events:
-        click.echo(f"{'event':<18}{timestamp(event.time_ms)}  {event.type:<24}{event.id}")
+        echo(f"{'event':<18}{timestamp(event.time_ms)}  {event.type:<24}{event.id}")
 
 
 def _show_video(video: Video) -> None:
     expiry = "" if video.expires_at_ms is None else f", until {timestamp(video.expires_at_ms)}"
     id = f", id {video.id}" if video.id else ""
-    click.echo(f"{'video':<18}{video.url} ({video.duration or '?'} s{expiry}{id})")
+    echo(f"{'video':<18}{video.url} ({video.duration or '?'} s{expiry}{id})")
     if video.watermark_url:
-        click.echo(f"{'watermarked':<18}{video.watermark_url}")
+        echo(f"{'watermarked':<18}{video.watermark_url}")
     for copy in filter(None, (video.archived, video.archived_watermark)):
-        click.echo(f"{'archived':<18}{copy.url} (sha256 {copy.sha256})")
+        echo(f"{'archived':<18}{copy.url} (sha256 {copy.sha256})")
 
 
 def _show_short(task: Task, as_json: bool) -> None:
     if as_json:
         print_json(task_data(task))
     else:
-        click.echo(f"{task.status.value}  external_task_id {task.external_task_id}  task_id {task.task_id}")
+        echo(f"{task.status.value}  external_task_id {task.external_task_id}  task_id {task.task_id}")
