@@ -39,6 +39,25 @@ def test_a_rotated_key_verifies_until_it_is_removed() -> None:
         check(KeyRing((NEW,)), "kling", "a", token, NOW)
 
 
+def test_a_token_of_one_purpose_is_valid_for_no_other() -> None:
+    """Callback and media URLs share the keys: what is signed names the purpose, and can be split in one way only."""
+    callback, media = mint(RING, "kling", "a.mp4", NOW + 10), mint(RING, "media", "a.mp4", NOW + 10)
+    check(RING, "kling", "a.mp4", callback, NOW)
+    check(RING, "media", "a.mp4", media, NOW)
+    for purpose, token in (("media", callback), ("kling", media)):
+        with pytest.raises(UrlUnknown):
+            check(RING, purpose, "a.mp4", token, NOW)
+    mac = callback.rpartition(".")[2]
+    for vendor, id, expiry in (
+        ("kling\na.mp4", str(NOW + 10), ""), ("kling", f"a.mp4\n{NOW + 10}", ""), ("kling", "a.mp4", f"\n{NOW + 10}"),
+        ("kling", "a", f"mp4\n{NOW + 10}"), ("", "kling\na.mp4", str(NOW + 10)), ("kling", "a.mp4", f"0{NOW + 10}"),
+    ):  # fmt: skip
+        with pytest.raises(UrlUnknown):
+            check(RING, vendor, id, f"new.{expiry}.{mac}", NOW)
+    with pytest.raises(UrlUnknown):  # a key is used under its own name only
+        check(RING, "kling", "a.mp4", callback.replace("new.", "old.", 1), NOW)
+
+
 @given(st.text(max_size=80), st.text(max_size=10), st.text(max_size=10))
 def test_any_forged_token_raises_url_unknown(token: str, vendor: str, id: str) -> None:
     with pytest.raises(UrlUnknown):

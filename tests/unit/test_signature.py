@@ -1,6 +1,7 @@
 """Webhook signatures, checked against independent Standard Webhooks implementations."""
 
 import base64
+import hmac
 import json
 import shutil
 import subprocess
@@ -156,6 +157,29 @@ def test_v1a_is_ed25519_and_comes_after_v1() -> None:
     assert version == "v1a"
     key = Ed25519PublicKey.from_public_bytes(base64.b64decode(public_key(ED).removeprefix("whpk_")))
     key.verify(base64.b64decode(signature), b"evt_1.%d." % NOW + BODY)
+
+
+def test_a_key_of_one_scheme_is_never_used_for_the_other() -> None:
+    """The public key of v1a is known to every consumer: taken for the secret of v1, it would let them sign."""
+    signed = b"m1.%d." % NOW + BODY
+    public = base64.b64decode(public_key(ED).removeprefix("whpk_"))
+    for key in (public, public_key(ED).encode(), ED.key):
+        signature = base64.b64encode(hmac.digest(key, signed, "sha256"))
+        for version in (b"v1", b"v1a"):
+            headers = {
+                b"webhook-id": b"m1",
+                b"webhook-timestamp": str(NOW).encode(),
+                b"webhook-signature": version + b"," + signature,
+            }
+            for secrets in ([ED], [ED, OTHER]):
+                with pytest.raises(SignatureInvalid):
+                    verify(secrets, headers, BODY, NOW)
+    signatures = dict(one.split(",") for one in sign([OTHER, ED], "m1", NOW, BODY)["webhook-signature"].split())
+    right = base64.b64encode(hmac.digest(OTHER.key, signed, "sha256")).decode()
+    assert signatures["v1"] == right
+    assert len(base64.b64decode(signatures["v1a"])) == 64  # Ed25519, no HMAC
+    with pytest.raises(InvalidSettings):
+        read_secret("test", public_key(ED))
 
 
 def test_repr_and_errors_hide_secrets() -> None:
