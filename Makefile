@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-all test-slow check bench torture lock install clean package
+.PHONY: demo test test-all test-slow check bench torture lock install clean package sbom
 
 VENDOR ?= kling
 demo: .venv/demo  ## the whole pipeline, offline; VENDOR=novita, highway, aihubmax or oxen for another vendor's stand-in
@@ -21,7 +21,7 @@ test-slow: .venv/installed  ## the other tests: long ones, and those that repeat
 test-all: .venv/installed  ## every test
 	$(PYTEST)
 
-check: .venv/installed  ## lint, format, types, imports, words, documentation, package metadata, pins, infra/
+check: .venv/installed  ## lint, format, types, imports, words, documentation, licences, package metadata, pins, infra/
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -43,6 +43,9 @@ check: .venv/installed  ## lint, format, types, imports, words, documentation, p
 	$(BIN)/hadolint infra/Dockerfile
 	$(BIN)/cfn-lint infra/aws/template.yaml
 	$(BIN)/kubernetes-validate --quiet --strict $(filter-out %/kustomization.yaml,$(wildcard infra/kubernetes/*.yaml))
+
+sbom: .venv/installed  ## bills of materials of the package, the image and the functions, in .venv/sbom (CycloneDX JSON)
+	$(BIN)/python -m tests.house.sbom
 
 bench: package  ## benchmarks: the figures in the README
 	$(BIN)/python -m tests.bench
