@@ -46,6 +46,7 @@ SANDBOX = PAGES["submitter/sandbox/README.md"]
 RECEIVER_PAGE = PAGES["receiver/README.md"]
 HOOKS = PAGES["receiver/destinations/README.md"]
 COMMANDS = PAGES["receiver/cli/README.md"]
+UNDIVIDED = {"CHANGELOG.md", "SECURITY.md"}  # pages that the index names whole
 CURRENT = {page: text for page, text in PAGES.items() if page != "CHANGELOG.md"}  # a changelog names what is gone
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 EXTRAS = PROJECT["project"]["optional-dependencies"]
@@ -76,7 +77,7 @@ def test_the_index_reaches_every_section_of_every_page() -> None:
     missing = [
         f"{page}#{anchor}"
         for page, text in CURRENT.items()
-        if page != "README.md"
+        if page not in UNDIVIDED | {"README.md"}
         for anchor in headings_of(text, level=2)
         if f"{page}#{anchor}" not in targets
     ]

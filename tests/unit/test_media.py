@@ -16,7 +16,7 @@ from submitter.egress import guarded_client
 from submitter.errors import Problem
 from submitter.media.check import MediaFacts, check_media
 from submitter.media.isobmff import BOXES_MAX, Unreadable, read_movie, sniff
-from submitter.media.probe import Medium, open_medium, probe
+from submitter.media.probe import REMOTE_REQUESTS, Medium, open_medium, probe
 from submitter.request import MotionControl, check_request
 from submitter.sandbox.media import make_video
 from submitter.vendors.kling.v1 import LIMITS as LIMITS_V1
@@ -162,6 +162,16 @@ async def test_remote_media_are_probed_by_range_requests(world: World) -> None:
     assert found.facts is not None
     assert (found.facts.width, found.facts.height) == (480, 360)
     assert found.facts.duration_s == pytest.approx(4, abs=0.1)
+
+
+async def test_probing_a_url_ends_after_a_number_of_requests(world: World, media: Path) -> None:
+    far = struct.pack(">I4s", 70_000, b"free") + bytes(70_000 - 8)  # each box lies beyond what the last request read
+    (media / "far.mp4").write_bytes(b"\0\0\0\x08ftyp" + far * (REMOTE_REQUESTS + 1) + VIDEO)
+    await world.start(receiver=False)
+    async with guarded_client(frozenset({"127.0.0.1"}), timeout_s=5) as client:
+        found = await probe(Medium("video", url=f"{world.hook_url}/files/far.mp4"), client)
+    assert found.facts is None
+    assert f"{REMOTE_REQUESTS} requests" in str(found.warning)
 
 
 def facts(**fields: Any) -> MediaFacts:
