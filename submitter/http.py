@@ -9,7 +9,8 @@ An answer is bounded as it is sent and as it is expanded: a kilobyte that was co
 
 import zlib
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 
 import httpx
 import msgspec
@@ -44,11 +45,16 @@ class VendorHttp:
         self._connect_timeout_s = connect_timeout_s
         timeout = httpx.Timeout(answer_timeout_s, connect=connect_timeout_s, pool=None)
         verify = tls_context()
-        self._once = httpx.AsyncClient(
-            timeout=timeout, verify=verify, limits=httpx.Limits(max_keepalive_connections=0), follow_redirects=False
-        )
-        self._kept = httpx.AsyncClient(
-            timeout=timeout, verify=verify, limits=httpx.Limits(max_connections=20), follow_redirects=False
+        self._once, self._kept = (
+            httpx.AsyncClient(
+                timeout=timeout,
+                verify=verify,
+                limits=limits,
+                follow_redirects=False,
+                cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),  # keeps none
+                event_hooks={"response": [_forget_location]},
+            )
+            for limits in (httpx.Limits(max_keepalive_connections=0), httpx.Limits(max_connections=20))
         )
 
     async def run(self, request: HttpRequest, *, fresh: bool = False) -> Outcome:
@@ -56,7 +62,12 @@ class VendorHttp:
         client = self._once if fresh else self._kept
         try:
             headers = {"accept-encoding": "gzip", **request.headers}
-            async with client.stream(request.method, request.url, headers=headers, content=request.body) as response:
+            built = client.build_request(request.method, request.url, headers=headers, content=request.body)
+        except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
+            return _cannot_be_built(error)
+        try:
+            response = await client.send(built, stream=True)
+            async with aclosing(response):
                 body = bytearray()
                 async for chunk in response.aiter_raw():
                     body += chunk
@@ -69,10 +80,9 @@ class VendorHttp:
                 return HttpAnswer(response.status_code, received, expanded)
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             return NotSent(_reason(error))
-        except (httpx.LocalProtocolError, httpx.UnsupportedProtocol, httpx.InvalidURL, UnicodeError) as error:
-            # The library's text would show the value of a header, which is the API key.
-            return NotSent(f"the request cannot be built ({type(error).__name__}): check the API key and the base URL")
-        except (httpx.HTTPError, httpx.StreamError) as error:
+        except (httpx.LocalProtocolError, httpx.UnsupportedProtocol) as error:  # both before anything is written
+            return _cannot_be_built(error)
+        except (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL, UnicodeError) as error:
             return Unanswered(_reason(error))
 
     @asynccontextmanager
@@ -109,6 +119,16 @@ def _expand(body: bytes, encoding: str) -> bytes | Unanswered:
     if len(content) > ANSWER_MAX:
         return Unanswered(_TOO_LONG)
     return content if expander.eof else Unanswered("the compressed response is incomplete")
+
+
+async def _forget_location(response: httpx.Response) -> None:
+    """Drop the target of a redirect: httpx would parse it, although it follows none, and fail if it is no URL."""
+    response.headers.pop("location", None)
+
+
+def _cannot_be_built(error: Exception) -> NotSent:
+    # The library's text would show the value of a header, which is the API key.
+    return NotSent(f"the request cannot be built ({type(error).__name__}): check the API key and the base URL")
 
 
 def _reason(error: Exception) -> str:

@@ -1,5 +1,6 @@
 """The HTTP client for vendors: answers of any form and size are bounded in memory."""
 
+import asyncio
 import gzip
 import tracemalloc
 from collections.abc import AsyncIterator
@@ -12,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from submitter.http import ANSWER_MAX, Outcome, Unanswered, VendorHttp
+from submitter.http import ANSWER_MAX, NotSent, Outcome, Unanswered, VendorHttp
 from submitter.sandbox.server import free_socket, listening
 from submitter.vendors.base import HttpAnswer, HttpRequest
 
@@ -98,3 +99,56 @@ async def test_a_compressed_event_stream_is_refused() -> None:
                 pass
     assert vendor.accepted == ["identity"]
     await http.close()
+
+
+async def answer_raw(raw: bytes, *, times: int = 1) -> tuple[list[Outcome], int]:
+    """Send `times` creates to a server that answers with these bytes; return the outcomes, and how many it received."""
+    received = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal received
+        await reader.readuntil(b"\r\n\r\n")
+        await reader.readexactly(2)
+        received += 1
+        writer.write(raw)
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    http = VendorHttp()
+    async with server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/create"
+        request = HttpRequest("POST", url, {"authorization": "Bearer k"}, b"{}")
+        outcomes = [await http.run(request, fresh=True) for _ in range(times)]
+        await http.close()
+    return outcomes, received
+
+
+@pytest.mark.parametrize(
+    "location",
+    [b"mailto:x", b"http:path", b"https:..a", b"http://xn--a/", b"http://[", b"http://a:b/", b"/\x80", b"x:///"],
+)
+async def test_a_create_whose_answer_is_an_odd_redirect_was_sent(location: bytes) -> None:
+    (outcome,), received = await answer_raw(
+        b"HTTP/1.1 307 T\r\nlocation: " + location + b"\r\ncontent-length: 0\r\n\r\n"
+    )
+    assert received == 1
+    assert isinstance(outcome, HttpAnswer | Unanswered), outcome
+
+
+async def test_cookies_are_not_kept() -> None:
+    raw = b"HTTP/1.1 200 OK\r\nset-cookie: a=\xff\r\ncontent-length: 2\r\n\r\n{}"
+    outcomes, received = await answer_raw(raw, times=2)
+    assert received == 2
+    assert [isinstance(outcome, HttpAnswer) for outcome in outcomes] == [True, True]
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [HttpRequest("POST", "http://a..b/", {}, b""), HttpRequest("POST", "http://127.0.0.1:9/", {"x": "a\rb"}, b"")],
+)
+async def test_a_request_that_cannot_be_built_was_not_sent(request_: HttpRequest) -> None:
+    http = VendorHttp()
+    outcome = await http.run(request_)
+    await http.close()
+    assert isinstance(outcome, NotSent)
