@@ -142,12 +142,14 @@ def _news(task: Task, report: Report, now_ms: int) -> Transition | None:
         return _unfinished(task, report, now_ms)
     if report.source in PUSHED and not task.heard_from_vendor:
         task = replace(task, heard_from_vendor=True)
+    # Before the answer to create, only an unconfirmed report can have stated an id: the answer replaces it.
+    known = None if report.source == "create" and task.status in SENDABLE else task.task_id
     if RANK[report.status] > RANK[task.status] or task.status is TaskStatus.REFUSED:
         return _enter(
             task,
             report.status,
             now_ms,
-            task_id=task.task_id or report.task_id,
+            task_id=known or report.task_id,
             message=report.message or (_failover_message(task) if report.status is TaskStatus.SUBMITTED else ""),
             videos=report.videos,
             cost=report.cost or task.cost,

@@ -292,3 +292,16 @@ def test_a_document_of_an_earlier_version_is_read_and_nothing_of_it_is_lost() ->
         polls=3,
         poll_at_ms=1_790_000_003_000,
     )
+
+
+@pytest.mark.parametrize("unfinished", [False, True])
+def test_the_answer_to_create_replaces_an_unconfirmed_task_id(*, unfinished: bool) -> None:
+    """Otherwise polls ask for a task that does not exist, and callbacks about the real one are refused."""
+    leased = transition(task(), SendLease("me", NOW + 60_000, begins=True), NOW)
+    assert leased is not None
+    doubted = transition(leased.task, Unconfirmed("from-a-stranger"), NOW)
+    assert doubted is not None
+    answer = replace(report(TaskStatus.SUBMITTED, "create"), unfinished=unfinished)
+    answered = transition(doubted.task, answer, NOW)
+    assert answered is not None
+    assert answered.task.task_id == "893"
