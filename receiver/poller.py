@@ -109,7 +109,8 @@ class Poller:
                 await self._ledger.quarantine(Quarantined(id, name, self._clock.now_ms(), reason, body))
                 await self._observe(id, NoAnswer(f"could not parse the vendor's answer: {reason}"))
             elif id in findings.absent:
-                await self._observe(id, NoAnswer(f"{name} does not know this task, or no longer keeps it"))
+                reason = f"{name} does not know this task, or no longer keeps it"
+                await self._observe(id, NoAnswer(reason, is_absent=True))
         return findings.more
 
     async def _record_no_answer(self, tasks: Sequence[Task], message: str) -> None:

@@ -19,8 +19,9 @@ import msgspec
 import structlog
 
 from submitter.clock import Clock
+from submitter.create_answer import limit_reached, read_create
 from submitter.errors import IdConflict, LedgerUnavailable, SubmissionUnknown, Unintelligible, VendorRefused
-from submitter.http import NotSent, Outcome, Unanswered, VendorHttp
+from submitter.http import NotSent, Unanswered, VendorHttp
 from submitter.ledger.base import Tasks
 from submitter.ledger.observe import observe
 from submitter.observation import (
@@ -34,8 +35,8 @@ from submitter.observation import (
 )
 from submitter.schedule import LOOK_FOR_S, OUTAGE_BACKOFF, SLOT_BACKOFF, PollPolicy
 from submitter.settings import VendorSettings
-from submitter.task import NOT_ANSWERED, Task, TaskStatus, refusals_of
-from submitter.vendors.base import HttpRequest, Vendor
+from submitter.task import NOT_ANSWERED, SENDABLE, Task, TaskStatus, refusals_of
+from submitter.vendors.base import HttpRequest
 
 SENDING_LEASE_S = 15.0
 CONNECT_TRIES = 5
@@ -89,9 +90,10 @@ class Creator:
         self._lease_ms = int(sending_lease_s * 1000)
         self._queues: dict[str, asyncio.Lock] = {}
 
-    def send_lease(self, lease_owner: str | None, **kinds: bool) -> SendLease:
+    def send_lease(self, lease_owner: str | None, **kinds: bool | int | None) -> SendLease:
         """Return a lease to send for `lease_owner`, from now on; for its `kinds` see `SendLease`."""
-        return SendLease(lease_owner or "", self._clock.now_ms() + self._lease_ms, **kinds)
+        until_ms = self._clock.now_ms() + self._lease_ms
+        return msgspec.structs.replace(SendLease(lease_owner or "", until_ms), **kinds)
 
     async def create(self, task: Task, build: BuildRequest, candidates: Sequence[Candidate]) -> Task:
         """Send the create request until its outcome is known, and return the created task.
@@ -150,7 +152,7 @@ class Creator:
         if not retries_here and vendor.parallel is not None:
             others = await self._ledger.open_tasks(candidate.name) - 1
             if others >= vendor.parallel:
-                raise _limit_reached(candidate.name, vendor.parallel)
+                raise limit_reached(candidate.name, vendor.parallel)
         created: Task | VendorRefused | None = None
         for _ in range(SEND_TRIES):
             created = await self._send(task, build, vendor, retries_here=retries_here)
@@ -185,11 +187,15 @@ class Creator:
                 # Before every send: a process that was suspended for longer than the lease has lost it.
                 lease = self.send_lease(task.lease_owner, begins=True)
                 current = await self.observe(task.external_task_id, lease)
-                if current.status not in NOT_ANSWERED:
+                if current.status not in SENDABLE:
                     return current
-                if current.lease_owner != task.lease_owner or current.vendor != vendor.vendor.name:
+                if (
+                    current.status is TaskStatus.REFUSED
+                    or current.lease_owner != task.lease_owner
+                    or current.vendor != vendor.vendor.name
+                ):
                     raise _taken_over(task)
-                result = _read_create(vendor.vendor, await self.http.run(request, fresh=True))
+                result = read_create(vendor.vendor, await self.http.run(request, fresh=True))
                 if isinstance(result, Report):
                     return await self._store_created(task, result)
                 if isinstance(result, SubmissionUnknown):
@@ -355,45 +361,8 @@ class Creator:
                 await renewal
 
 
-def _read_create(vendor: Vendor, outcome: Outcome) -> Report | VendorRefused | SubmissionUnknown:
-    """Return what the outcome of sending a create means."""
-    match outcome:
-        case Unanswered(reason):
-            return SubmissionUnknown(reason)
-        case NotSent(reason):
-            return _unreachable(vendor.name, reason)
-    try:
-        return vendor.read_create(outcome)
-    except (SubmissionUnknown, VendorRefused) as error:
-        return error
-
-
 def _taken_over(task: Task) -> SubmissionUnknown:
     return SubmissionUnknown(
-        f"{task.external_task_id}: another submitter has taken this task over, since this one was stopped for longer"
-        f" than its lease. `kling-relay tasks show {task.external_task_id}` shows what becomes of it."
-    )
-
-
-def _unreachable(vendor: str, reason: str) -> VendorRefused:
-    return VendorRefused(
-        vendor,
-        http_status=0,
-        code="unreachable",
-        message=reason,
-        remedy="Nothing was sent. Check the network and the base URL, then submit again.",
-        retryable=True,
-        failover=True,
-    )
-
-
-def _limit_reached(vendor: str, parallel: int) -> VendorRefused:
-    return VendorRefused(
-        vendor,
-        http_status=0,
-        code="parallel",
-        message=f"the configured limit of {parallel} parallel tasks is reached",
-        remedy="It is retried automatically.",
-        retryable=True,
-        failover=True,
+        f"{task.external_task_id}: this submitter was stopped for longer than its lease to send, and the task went on"
+        f" without it. `kling-relay tasks show {task.external_task_id}` shows what becomes of it."
     )

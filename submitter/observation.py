@@ -48,7 +48,8 @@ class SendLease(msgspec.Struct, frozen=True):
 
     `begins`: the owner is about to send. `renews`: extend a lease that the owner still holds; a renewal
     that arrives after the lease was released does not take it again. `refused`: the owner's last create was
-    refused for the time being. `absent`: a person states that the vendor has no task of this request.
+    refused for the time being. `absent_at_ms`: a person states that the vendor has no task of this request, as the
+    row was (`updated_at_ms`) when that was found: a create that was sent since may still have made one.
     """
 
     lease_owner: str
@@ -56,7 +57,7 @@ class SendLease(msgspec.Struct, frozen=True):
     begins: bool = False
     renews: bool = False
     refused: bool = False
-    absent: bool = False
+    absent_at_ms: int | None = None
 
 
 class CreateRefused(msgspec.Struct, frozen=True):
@@ -89,9 +90,10 @@ class OutcomeUnknown(msgspec.Struct, frozen=True):
 
 
 class NoAnswer(msgspec.Struct, frozen=True):
-    """A poll returned nothing usable: no answer, an unreadable one, or a task that the vendor does not know."""
+    """A poll returned nothing usable: no answer, an unreadable one, or (`is_absent`) a task that the vendor lacks."""
 
     message: str = ""
+    is_absent: bool = False
 
 
 class Unconfirmed(msgspec.Struct, frozen=True):

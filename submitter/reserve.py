@@ -5,7 +5,8 @@ any point, another one continues with its row, and no second task is created.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import msgspec
 import structlog
@@ -14,6 +15,7 @@ from submitter.clock import Clock
 from submitter.create import Candidate, Creator
 from submitter.errors import IdConflict
 from submitter.ledger.base import Reserved, Tasks
+from submitter.observation import SendLease
 from submitter.preflight import Prepared
 from submitter.stored_request import differences
 from submitter.task import RefusedBy, Task, TaskStatus, is_sendable, may_send
@@ -32,13 +34,13 @@ class Reservations:
         self._queues: dict[str, asyncio.Lock] = {}
 
     async def reserve(
-        self, prepared: Prepared, candidates: Sequence[Candidate], *, callback: bool, absent: bool = False
+        self, prepared: Prepared, candidates: Sequence[Candidate], *, callback: bool, absent_at_ms: int | None = None
     ) -> Task:
         """Return the task with this id.
 
         A task that is stored already with the same request is returned unchanged; while its create is
         unanswered or refused, only after its lease to send was taken over. A refused one waits for a free
-        slot first, as a new one does. `absent`: a person states that the vendor has no task of this request.
+        slot first, as a new one does. `absent_at_ms`: see `SendLease`.
         Raises IdConflict if the stored request differs.
         """
         now_ms = self._clock.now_ms()
@@ -64,11 +66,12 @@ class Reservations:
         different = differences(reserved.task, blank)
         if different:
             raise IdConflict(prepared.external_task_id, different)
-        if reserved.task.status is TaskStatus.REFUSED:
+        task, lease = reserved.task, partial(self._creator.send_lease, lease_owner, absent_at_ms=absent_at_ms)
+        if task.status is TaskStatus.REFUSED:
             async with self._queues.setdefault(blank.vendor, asyncio.Lock()):
                 await self._free_slot(candidates)
-                return await self._take_over(reserved.task, lease_owner, candidates[0], absent=absent)
-        return await self._take_over(reserved.task, lease_owner, candidates[0], absent=absent)
+                task = await self._take(task, lease(), candidates[0])
+        return task if task.lease_owner == lease_owner else await self._take_over(task, lease, candidates[0])
 
     async def _free_slot(self, candidates: Sequence[Candidate]) -> None:
         """Return as soon as one of the vendors has a free slot."""
@@ -114,7 +117,14 @@ class Reservations:
                     )
                 await self._clock.wait_for_change(self._ledger, version, None)
 
-    async def _take_over(self, task: Task, lease_owner: str, first: Candidate, *, absent: bool) -> Task:
+    async def _take(self, task: Task, lease: SendLease, first: Candidate) -> Task:
+        """Try to take the lease to send, and return the task as it is then."""
+        taken = await self._creator.observe(task.external_task_id, lease)
+        if taken.lease_owner == lease.lease_owner and task.status is TaskStatus.REFUSED:
+            return await self._creator.move_to(taken, first, None)  # it starts again at the first vendor
+        return taken
+
+    async def _take_over(self, task: Task, lease: Callable[[], SendLease], first: Candidate) -> Task:
         """Wait until another submitter's create is answered, or take over its expired lease to send."""
         is_waiting = False
         while is_sendable(task):
@@ -122,13 +132,10 @@ class Reservations:
             task = await self._ledger.get(task.external_task_id)
             now_ms = self._clock.now_ms()
             if may_send(task, now_ms):
-                lease = self._creator.send_lease(lease_owner, absent=absent)
-                applied = await self._creator.observe(task.external_task_id, lease)
-                if applied.lease_owner == lease_owner:
-                    if task.status is TaskStatus.REFUSED:  # start again at the first vendor
-                        return await self._creator.move_to(applied, first, None)
-                    return applied
-                task = applied
+                wanted = lease()
+                task = await self._take(task, wanted, first)
+                if task.lease_owner == wanted.lease_owner:
+                    return task
             else:
                 if not is_waiting:
                     is_waiting = True

@@ -108,17 +108,17 @@ class Submitter:
             return await preflight(request, self._settings, self._media, self._clock)
 
     async def submit_prepared(
-        self, prepared: Prepared, *, callback: bool = True, absent: bool = False
+        self, prepared: Prepared, *, callback: bool = True, absent_at_ms: int | None = None
     ) -> SubmittedTask:
         """Do as `submit` does, with a request from `prepare`.
 
-        `absent`: the caller has checked that no vendor has a task of this request, so it is sent
-        without a lookup.
+        `absent_at_ms`: the caller has found, when the row was last updated at this time, that no vendor has a task
+        of this request: it is sent without a lookup, unless a create was sent since.
         """
         candidates = [await self._candidate(name) for name in prepared.vendors]
         if callback and any(candidate.settings.callbacks for candidate in candidates):
             self._settings.require_callbacks()
-        task = await self._reservations.reserve(prepared, candidates, callback=callback, absent=absent)
+        task = await self._reservations.reserve(prepared, candidates, callback=callback, absent_at_ms=absent_at_ms)
         if task.status in NOT_ANSWERED:
             names = [candidate.name for candidate in candidates]
             if task.vendor not in names:  # that vendor no longer passes preflight
@@ -171,6 +171,7 @@ class Submitter:
         InvalidRequest for any other status.
         """
         task = await self._ledger.get(external_task_id)
+        absent_at_ms = None
         if task.status is TaskStatus.ABANDONED:
             task = await self._without_a_result(task, absent=absent)
         if task.status in (TaskStatus.FAILED, TaskStatus.ABANDONED):
@@ -178,11 +179,12 @@ class Submitter:
             request = to_request(task, new_id or retry_id(external_task_id), metadata)
         elif task.status in SENDABLE:
             request = to_request(task, external_task_id, task.metadata)
+            absent_at_ms = task.updated_at_ms if absent else None
         else:
             limit = "refused, failed, abandoned, created or submission_unknown"
             raise _wrong_status(task, limit, "Only these can be retried. Submit a new task for another result.")
         prepared = await self.prepare(request)
-        return await self.submit_prepared(prepared, callback=task.expects_callback, absent=absent)
+        return await self.submit_prepared(prepared, callback=task.expects_callback, absent_at_ms=absent_at_ms)
 
     async def _without_a_result(self, task: Task, *, absent: bool) -> Task:
         """Return an abandoned task once it is certain that its vendor has no result of it, and works on none."""

@@ -30,6 +30,7 @@ from submitter.observation import (
     SendLease,
     Unconfirmed,
 )
+from submitter.results import lacks_watermark, renewed, with_copies
 from submitter.schedule import spread
 from submitter.task import (
     NOT_ANSWERED,
@@ -89,7 +90,9 @@ def transition(task: Task, observation: Observation, now_ms: int) -> Transition 
         case CreateRefused() | CreateUnclear() | FailedOver() | OutcomeUnknown():
             is_owner = task.status in NOT_ANSWERED and task.lease_owner == observation.lease_owner
             return _create_outcome(task, observation, now_ms) if is_owner else None
-        case NoAnswer(message):
+        case NoAnswer(message, is_absent):
+            if task.status in SETTLED and not is_absent:
+                return _settled_without_answer(task, now_ms)
             return _no_news(task, message, now_ms)
         case Unconfirmed():
             return _unconfirmed(task, observation, now_ms)
@@ -138,7 +141,7 @@ def _found_by_our_id(task: Task, report: Report, now_ms: int) -> Transition | No
 
 
 def _news(task: Task, report: Report, now_ms: int) -> Transition | None:
-    if report.unfinished or _lacks_watermark(task, report):
+    if report.unfinished or lacks_watermark(task, report):
         return _unfinished(task, report, now_ms)
     if report.source in PUSHED and not task.heard_from_vendor:
         task = replace(task, heard_from_vendor=True)
@@ -190,6 +193,14 @@ def _settled_without_news(task: Task, report: Report | None, now_ms: int) -> Tra
     return None if found is task else Transition(found)
 
 
+def _settled_without_answer(task: Task, now_ms: int) -> Transition | None:
+    """Ask again later about a report that came after the end; a failed query says nothing about it."""
+    if task.poll_at_ms is None:
+        return None
+    delay_ms = int(task.poll_policy.while_expected.delay_s(0, spread(task.external_task_id)) * 1000)
+    return Transition(replace(task, poll_at_ms=None if now_ms >= task.abandon_at_ms else now_ms + delay_ms))
+
+
 def _adopted(task: Task, report: Report, now_ms: int) -> Transition | None:
     if task.status in TERMINAL or task.task_id not in (None, report.task_id) or is_leased(task, now_ms):
         return None
@@ -199,24 +210,10 @@ def _adopted(task: Task, report: Report, now_ms: int) -> Transition | None:
     return _news(adopted, report, now_ms) or Transition(_with_raw(adopted, report))
 
 
-def _lacks_watermark(task: Task, report: Report) -> bool:
-    """Return whether a pushed result lacks the watermarked copy that was requested: a query may have it."""
-    is_result = report.source in PUSHED and report.status is TaskStatus.SUCCEED
-    return (
-        is_result
-        and task.request.get("watermark") == "yes"
-        and any(video.watermark_url is None for video in report.videos)
-    )
-
-
 def _renewed(task: Task, report: Report, now_ms: int) -> Transition | None:
-    """Take over new URLs and the cost of a result; its archived copies stay, and no event is emitted."""
-    videos = tuple(
-        replace(new, archived=old.archived, archived_watermark=old.archived_watermark)
-        for new, old in zip(report.videos, task.videos, strict=False)
-    )
-    renewed = replace(task, videos=videos or task.videos, cost=report.cost or task.cost)
-    return None if renewed == task else Transition(replace(_with_raw(renewed, report), updated_at_ms=now_ms))
+    """Take over new URLs and the cost of a result, without an event."""
+    new = renewed(task, report)
+    return None if new == task else Transition(replace(_with_raw(new, report), updated_at_ms=now_ms))
 
 
 def _with_raw(task: Task, report: Report) -> Task:
@@ -277,14 +274,7 @@ def _unconfirmed(task: Task, unconfirmed: Unconfirmed, now_ms: int) -> Transitio
 
 def _archived(task: Task, copies: dict[str, ArchivedCopy], now_ms: int) -> Transition | None:
     """Add copies to results that have none; the status stays `succeed`, the event is `task.archived`."""
-    videos = tuple(
-        replace(
-            video,
-            archived=video.archived or copies.get(video.url),
-            archived_watermark=video.archived_watermark or copies.get(video.watermark_url or ""),
-        )
-        for video in task.videos
-    )
+    videos = with_copies(task.videos, copies)
     if task.status is not TaskStatus.SUCCEED or videos == task.videos:
         return None
     archived = replace(task, videos=videos, sequence=task.sequence + 1, updated_at_ms=now_ms)
@@ -319,9 +309,9 @@ def _leased(task: Task, lease: SendLease, now_ms: int) -> Transition | None:
     lease_owner, until_ms = lease.lease_owner, lease.until_ms
     if task.lease_owner != lease_owner and (lease.renews or not may_send(task, now_ms)):
         return None
-    if not is_sendable(task):
-        return None
-    if lease.absent:
+    if not is_sendable(task) or (task.status is TaskStatus.REFUSED and lease.begins):
+        return None  # a refused task starts again by a takeover, never by an owner who was stopped meanwhile
+    if lease.absent_at_ms == task.updated_at_ms:
         task = _all_answered(task)
     elif task.lease_owner != lease_owner:  # another submitter's last create got no answer that is recorded
         task = _with_unanswered(task)

@@ -151,6 +151,6 @@ async def test_a_submitter_that_lost_its_lease_says_so_and_changes_nothing(world
     creator = world.submitter.creator
     taken = await creator.observe("order-1", creator.send_lease("another"))
     assert taken.lease_owner == "another"
-    with pytest.raises(SubmissionUnknown, match="another submitter has taken this task over"):
+    with pytest.raises(SubmissionUnknown, match="stopped for longer than its lease"):
         await creator._record_refusal(task, "no balance")
     assert (await world.submitter._ledger.get("order-1")) == taken

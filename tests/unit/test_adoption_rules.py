@@ -104,9 +104,29 @@ def test_a_refused_task_starts_again_and_an_unconfirmed_report_delays_that() -> 
     has_task = changed(transition(refused, Unconfirmed("893"), NOW))
     assert not may_send(has_task, NOW)
     assert transition(has_task, SendLease("me", NOW + 15_000), NOW) is None
+    for _ in range(20):  # an outage of the vendor says nothing
+        assert has_task.poll_at_ms is not None
+        has_task = changed(transition(has_task, NoAnswer("HTTP 502"), has_task.poll_at_ms))
+    assert (has_task.task_id, may_send(has_task, NOW)) == ("893", False)
     while has_task.poll_at_ms is not None:  # no query finds that task
-        has_task = changed(transition(has_task, NoAnswer(), has_task.poll_at_ms))
+        has_task = changed(transition(has_task, NoAnswer(is_absent=True), has_task.poll_at_ms))
     assert (has_task.task_id, may_send(has_task, NOW)) == (None, True)
+
+
+def test_a_submitter_that_was_stopped_does_not_send_what_was_refused_meanwhile() -> None:
+    refused = changed(transition(reserved(), NoAnswer(is_absent=True), NOW + 3_600_000))
+    assert refused.status is TaskStatus.REFUSED
+    late = NOW + 3_600_001
+    assert transition(refused, SendLease("me", late + 15_000, begins=True), late) is None
+
+
+def test_a_persons_word_is_about_the_creates_before_it() -> None:
+    judged = sent()
+    again = changed(transition(judged, SendLease("me", NOW + 25_000, absent_at_ms=judged.updated_at_ms), NOW + 9_000))
+    sending = changed(transition(again, SendLease("me", NOW + 25_000, begins=True), NOW + 10_000))
+    lost = changed(transition(sending, OutcomeUnknown("no answer", "me"), NOW + 11_000))
+    late = SendLease("other", NOW + 40_000, absent_at_ms=judged.updated_at_ms)
+    assert changed(transition(lost, late, NOW + 20_000)).may_have_been_sent
 
 
 def test_a_create_without_a_clear_answer_is_remembered_after_a_later_refusal() -> None:
@@ -135,7 +155,7 @@ def test_a_create_without_a_clear_answer_is_remembered_for_its_vendor() -> None:
 
 
 def test_a_persons_word_that_the_vendor_has_no_task_is_taken() -> None:
-    again = changed(transition(sent(), SendLease("me", NOW + 25_000, absent=True), NOW + 10_000))
+    again = changed(transition(sent(), SendLease("me", NOW + 25_000, absent_at_ms=sent().updated_at_ms), NOW + 10_000))
     assert (again.may_have_been_sent, again.unanswered_since_ms) == (False, {})
 
 
@@ -210,7 +230,7 @@ def test_an_unconfirmed_report_of_an_abandoned_task_is_asked_about_a_limited_num
     while current.poll_at_ms is not None:
         assert current.poll_at_ms > now or polls == 0
         now, polls = current.poll_at_ms, polls + 1
-        observation = NoAnswer() if polls % 2 else found(TaskStatus.PROCESSING, NOW)
+        observation = NoAnswer(is_absent=True) if polls % 2 else found(TaskStatus.PROCESSING, NOW)
         current = changed(transition(current, observation, now))
     assert (polls, current.status) == (LATE_POLLS, TaskStatus.ABANDONED)
 
