@@ -16,7 +16,7 @@ from receiver.problem import RequestRefused, problem_of
 from receiver.verification import Verifier
 from submitter.callback_url import redact_body
 from submitter.clock import Clock
-from submitter.errors import LedgerUnavailable, RelayError, TaskNotFound, Unintelligible, UrlUnknown
+from submitter.errors import LedgerUnavailable, Overloaded, RelayError, TaskNotFound, Unintelligible, UrlUnknown
 from submitter.ledger.base import Quarantined, Tasks
 from submitter.observation import Unconfirmed
 from submitter.task import Task
@@ -27,6 +27,9 @@ READ_TIMEOUT_S = 10.0
 _READ_TIMEOUT = "read timeout"
 STORE_TIMEOUT_S = 10.0  # the vendor repeats a callback that is answered 503
 _STORE_TIMEOUT = "store timeout"
+STORING_MAX = 2000
+"""Callbacks in the store at once. More would wait longer than their vendors do, and their bodies fill the memory."""
+
 
 log = structlog.get_logger("receiver")
 
@@ -88,6 +91,7 @@ class CallbackEndpoint:
         self._metrics = metrics
         self._body_limit = body_limit
         self._read_timeout_s = read_timeout_s
+        self._storing = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         vendor = "unknown"
@@ -132,9 +136,18 @@ class CallbackEndpoint:
                     return body
 
     async def _accept_in_time(self, vendor: str, id: str, headers: Mapping[bytes, bytes], body: bytes) -> str:
-        """Do as `_accept` does; raise LedgerUnavailable if it takes too long. What is stored later stays stored."""
-        with _deadline(STORE_TIMEOUT_S, _STORE_TIMEOUT, lambda: LedgerUnavailable("the ledger took too long")):
-            return await self._accept(vendor, id, headers, body)
+        """Do as `_accept` does; raise LedgerUnavailable if it takes too long. What is stored later stays stored.
+
+        Raises Overloaded, before the signature is verified, if too many callbacks wait already.
+        """
+        if self._storing >= STORING_MAX:
+            raise Overloaded(f"{STORING_MAX} callbacks wait for the ledger")
+        self._storing += 1
+        try:
+            with _deadline(STORE_TIMEOUT_S, _STORE_TIMEOUT, lambda: LedgerUnavailable("the ledger took too long")):
+                return await self._accept(vendor, id, headers, body)
+        finally:
+            self._storing -= 1
 
     async def _accept(self, vendor: str, id: str, headers: Mapping[bytes, bytes], body: bytes) -> str:
         """Verify a callback, store it, and return its result."""

@@ -13,6 +13,7 @@
     ├── VendorRefused         the caller, or a later retry: no task was created, nothing was charged
     ├── SubmissionUnknown     a callback, a poll or an operator: a task may exist, so it is not sent again
     ├── LedgerUnavailable     the operator: nothing was stored, the vendor may retry (503)
+    ├── Overloaded            the sender: too many callbacks wait for the ledger, repeat this one later (503)
     └── CannotFetch           the caller: download the result again (in `submitter.media.download`)
 
 A message states what happened, the value (never a secret) and the remedy.
@@ -195,5 +196,11 @@ class SubmissionUnknown(RelayError):
 
 class LedgerUnavailable(RelayError):
     """The ledger cannot be read or written at the moment; nothing was stored."""
+
+    status = 503
+
+
+class Overloaded(RelayError):
+    """As many callbacks as are allowed wait for the ledger; this one was not stored, and can be repeated."""
 
     status = 503

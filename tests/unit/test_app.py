@@ -17,6 +17,7 @@ from msgspec.structs import replace
 
 from receiver.app import create_app
 from receiver.hook import EVENTS
+from receiver.metrics import PrometheusMetrics
 from receiver.signature import read_secret
 from receiver.verification import VendorCheck, Verifier
 from submitter.callback_url import KeyRing, callback_url
@@ -266,6 +267,37 @@ async def test_a_callback_that_the_ledger_takes_too_long_for_is_503_and_can_be_r
     assert (late.status_code, late.headers["retry-after"]) == (503, "30")
     release.set()
     assert (await receiver.post(SUCCEEDED)).status_code == 200
+
+
+async def test_above_the_bound_of_waiting_callbacks_one_is_503_at_once_and_counted(
+    ledger: SqliteLedger, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("receiver.callbacks.STORING_MAX", 3)
+    apply, waiting, release = ledger.apply, asyncio.Semaphore(0), asyncio.Event()
+
+    async def held(external_task_id: str, decide: Any) -> Any:
+        waiting.release()
+        await release.wait()
+        return await apply(external_task_id, decide)
+
+    monkeypatch.setattr(ledger, "apply", held)
+    now_ms = Clock().now_ms()
+    await ledger.reserve(Task("order-1", "kling", TaskStatus.SUBMITTED, now_ms, now_ms, POLL_POLICY, task_id="893"))
+    metrics = PrometheusMetrics()
+    bound, url = free_socket()
+    async with listening(create_app(ledger, VERIFY, metrics=metrics), bound):
+        receiver = Receiver(ledger, client, url)
+        stored = [asyncio.create_task(receiver.post(SUCCEEDED)) for _ in range(3)]
+        for _ in stored:
+            await waiting.acquire()
+        refused = await receiver.post(SUCCEEDED)
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "30")
+        assert (await receiver.post(SUCCEEDED, f"{receiver.callback_url()}x")).status_code == 404  # the URL comes first
+        release.set()
+        assert {answer.status_code for answer in await asyncio.gather(*stored)} == {200}
+        assert result(await receiver.post(SUCCEEDED)) == (200, "unchanged")  # the places are free again
+    counted = 'kling_relay_callbacks_total{result="Overloaded",vendor="kling"} 1.0'
+    assert counted in metrics.render({}).decode()
 
 
 async def test_tick_is_404_without_a_tick_function(receiver: Receiver) -> None:
