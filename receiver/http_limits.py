@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 import msgspec
 import structlog
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
 HEADER_BYTES = 64 * 1024
@@ -114,6 +114,8 @@ class BoundedProtocol(HttpToolsProtocol):
         self._is_complete = False
         self._is_refused = False
         self._unparsed = 0
+        self._running: RequestResponseCycle | None = None
+        """The request that is answered now; `cycle` is the last one that was received."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -152,6 +154,8 @@ class BoundedProtocol(HttpToolsProtocol):
             self.close_because("pipelined")
         if not self._is_refused:
             super().on_headers_complete()
+            if not self.pipeline:
+                self._running = self.cycle
 
     def on_body(self, body: bytes) -> None:
         self._unparsed = 0
@@ -165,6 +169,8 @@ class BoundedProtocol(HttpToolsProtocol):
             super().on_message_complete()
 
     def on_response_complete(self) -> None:
+        if self.pipeline:
+            self._running = self.pipeline[-1][0]
         super().on_response_complete()
         if not self.pipeline and not self.transport.is_closing():
             self.is_idle = self._is_complete and not self.flow.write_paused
@@ -193,7 +199,20 @@ class BoundedProtocol(HttpToolsProtocol):
         if status is not None and (self.cycle is None or self.cycle.response_complete):
             self.transport.write(STATUS_LINE[status] + b"content-length: 0\r\nconnection: close\r\n\r\n")
         self.transport.close()
+        self._drop_response()
         self.loop.call_later(FLUSH_S, self.transport.abort)  # a client that does not read keeps nothing open
+
+    def send_400_response(self, msg: str) -> None:
+        if not self._is_refused:
+            self._is_refused = True
+            super().send_400_response(msg)
+            self._drop_response()
+
+    def _drop_response(self) -> None:
+        """End the request under way: its answer would be written to a closed connection, and fail with a traceback."""
+        if self._running is not None and not self._running.response_complete:
+            self._running.disconnected = True
+            self._running.message_event.set()
 
 
 def bounded_protocol(front: Front) -> type[BoundedProtocol]:
