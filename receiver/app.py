@@ -5,6 +5,7 @@ runs before the router, because it gets far more requests than any other. Import
 no worker, no HTTP client and no command line: endpoints get their dependencies as arguments.
 """
 
+import asyncio
 import hmac
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
@@ -127,19 +128,29 @@ def create_app(
 
 def _readiness(ledger: Ledger, clock: Clock, is_working: Callable[[], bool]) -> Endpoint:
     """Return the endpoint that answers whether callbacks can be stored now: it commits a write."""
-    ready_until_s = 0.0
+    until_s, failure = 0.0, ""
+    checking = asyncio.Lock()  # anyone may ask, and each check is a write: one at a time, and its result is kept
+
+    async def check() -> str:
+        try:
+            async with clock.timeout(READY_TIMEOUT_S):
+                await ledger.check_write()
+        except TimeoutError:
+            return f"no write was possible within {READY_TIMEOUT_S:g} s"
+        except LedgerUnavailable as error:
+            return str(error)
+        return ""
 
     async def readyz(request: Request) -> Response:
-        nonlocal ready_until_s
+        nonlocal until_s, failure
         if not is_working():
             return problem(503, "the app's lifespan did not run", NOT_WORKING)
-        if clock.monotonic_s() >= ready_until_s:  # anyone may ask, and each check is a write
-            try:
-                async with clock.timeout(READY_TIMEOUT_S):
-                    await ledger.check_write()
-            except TimeoutError as error:
-                raise LedgerUnavailable(f"no write was possible within {READY_TIMEOUT_S:g} s") from error
-            ready_until_s = clock.monotonic_s() + READY_FOR_S
+        async with checking:
+            if clock.monotonic_s() >= until_s:
+                failure = await check()
+                until_s = clock.monotonic_s() + READY_FOR_S
+        if failure:
+            raise LedgerUnavailable(failure)
         return JSONResponse({"status": "ready"})
 
     return readyz

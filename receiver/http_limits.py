@@ -20,7 +20,13 @@ HEADER_BYTES = 64 * 1024
 REQUEST_S = 10.0
 """Time from the first byte of a request (of a connection, for the first) to its end; also for a client to read."""
 
-PIPELINED = 16
+HEADERS = 128
+"""Header lines of one request: an empty one costs forty times its bytes in memory."""
+
+PIPELINED = 4
+HELD_BYTES = 64 * 1024 * 1024
+"""Bytes of requests without an answer, of all connections together; checked each second."""
+
 RESERVED_FILES = 124
 """File descriptors that are kept for everything but clients: ledger, hooks, vendors."""
 
@@ -28,7 +34,7 @@ CONNECTIONS_MAX = 10_000
 SWEEP_S = 1.0
 FLUSH_S = 5.0
 
-Reason = Literal["headers", "slow", "pipelined", "connections"]
+Reason = Literal["headers", "slow", "pipelined", "connections", "memory"]
 log = structlog.get_logger("receiver")
 
 
@@ -39,6 +45,7 @@ class HttpLimits(msgspec.Struct, frozen=True):
     header_bytes: int = HEADER_BYTES
     request_s: float = REQUEST_S
     pipelined: int = PIPELINED
+    held_bytes: int = HELD_BYTES
 
 
 def default_limits() -> HttpLimits:
@@ -87,6 +94,13 @@ class Front:
         overdue_s = loop.time() - self.limits.request_s
         for connection in [one for one in self.waiting if not one.is_idle and one.since_s < overdue_s]:
             connection.close_because("slow", 408)
+        held = sum(connection.held for connection in self.waiting)
+        if held > self.limits.held_bytes:
+            for connection in sorted(self.waiting, key=lambda one: one.held, reverse=True):
+                if held <= self.limits.held_bytes:
+                    break
+                held -= connection.held
+                connection.close_because("memory")
         if self._closed:
             log.warning("connections.closed", **self._closed)
             self._closed.clear()
@@ -113,7 +127,7 @@ class BoundedProtocol(HttpToolsProtocol):
         """Whether it is kept alive between two requests, which uvicorn's own timer limits."""
         self._is_complete = False
         self._is_refused = False
-        self._unparsed = 0
+        self._unparsed = self.held = 0
         self._running: RequestResponseCycle | None = None
         """The request that is answered now; `cycle` is the last one that was received."""
 
@@ -125,15 +139,24 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.front.waiting.pop(self, None)
+        self._drop_response()
         super().connection_lost(exc)
+
+    def eof_received(self) -> None:
+        self._drop_response()  # the transport closes now, and `connection_lost` comes later
 
     def data_received(self, data: bytes) -> None:
         if self._is_refused:
             return
         self._unparsed += len(data)
+        self.held += len(data)
         super().data_received(data)
-        if self._unparsed > self.front.limits.header_bytes and not self._is_refused:
+        if self._unparsed > self.front.limits.header_bytes or (self.headers and len(self.headers) > HEADERS):
             self.close_because("headers", 431)
+        elif self.is_idle and not self.transport.is_closing():
+            # Line ends between two requests, which uvicorn's timer does not limit.
+            self.is_idle = False
+            self.front.wait_for(self)
 
     def on_message_begin(self) -> None:
         self._is_complete = self.is_idle = False
@@ -145,7 +168,9 @@ class BoundedProtocol(HttpToolsProtocol):
         limits = self.front.limits
         if self._is_refused:
             return
-        if self._unparsed > limits.header_bytes:  # the headers of this request, or much data behind them
+        if len(self.headers) > HEADERS:
+            self.close_because("headers", 431)
+        elif self._unparsed > limits.header_bytes:  # the headers of this request, or much data behind them
             size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
             if size > limits.header_bytes:
                 self.close_because("headers", 431)
@@ -164,14 +189,19 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         self._is_complete = True
-        if not self._is_refused:
+        if self._is_refused:
+            return
+        super().on_message_complete()
+        if self.cycle.response_complete:  # it was answered before its end: the client has the next move
+            self.front.wait_for(self)
+        else:
             self.front.waiting.pop(self, None)
-            super().on_message_complete()
 
     def on_response_complete(self) -> None:
         if self.pipeline:
             self._running = self.pipeline[-1][0]
         super().on_response_complete()
+        self.held = 0
         if not self.pipeline and not self.transport.is_closing():
             self.is_idle = self._is_complete and not self.flow.write_paused
             self.front.wait_for(self)
@@ -190,7 +220,9 @@ class BoundedProtocol(HttpToolsProtocol):
             self.front.waiting.pop(self, None)
 
     def close_because(self, reason: Reason, status: int | None = None) -> None:
-        """Close the connection and count it; with `status`, answer first if no response is under way."""
+        """Close the connection and count it; with `status`, answer first if no response is under way. Idempotent."""
+        if self._is_refused:
+            return
         self._is_refused = True
         self.front.waiting.pop(self, None)
         self.front.count(reason)

@@ -190,8 +190,10 @@ class GuardedTransport(httpx.AsyncBaseTransport):
         if not self._requests[host]:
             del self._requests[host]
         idle = [name for name in self._pools if name not in self._requests]
-        for name in idle[: max(0, len(self._pools) - POOLS_MAX)]:
-            await self._pools.pop(name).aclose()
+        # All are taken out before the first is closed: meanwhile other requests open and release pools.
+        closing = [self._pools.pop(name) for name in idle[: max(0, len(self._pools) - POOLS_MAX)]]
+        for pool in closing:
+            await pool.aclose()
 
     async def aclose(self) -> None:
         """Close every pool."""

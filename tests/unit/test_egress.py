@@ -96,6 +96,18 @@ class Origin:
         await asyncio.gather(*filter(None, self.serving))
 
 
+async def test_pools_are_closed_once_while_many_hosts_are_asked_at_the_same_time() -> None:
+    origin, hosts = Origin(), [f"127.0.1.{n}" for n in range(1, 3 * POOLS_MAX)]
+    async with await asyncio.start_server(origin.serve, "0.0.0.0", 0, backlog=500) as server:
+        port = server.sockets[0].getsockname()[1]
+        async with httpx.AsyncClient(transport=GuardedTransport(frozenset(hosts)), timeout=30) as client:
+            for _ in range(5):
+                answers = await asyncio.gather(*(client.get(f"http://{host}:{port}/") for host in hosts))
+                assert {answer.text for answer in answers} == {"ok"}
+        await origin.ended()
+        server.close()
+
+
 async def test_pools_of_many_hosts_are_bounded_and_a_refused_host_gets_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("submitter.egress.is_public", lambda address: address == "127.0.0.1")
     origin = Origin()

@@ -13,10 +13,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from receiver.http_limits import Front, HttpLimits, bounded_protocol, default_limits
+from receiver.http_limits import HEADERS, Front, HttpLimits, bounded_protocol, default_limits
 from submitter.sandbox.server import free_socket
 
-LIMITS = HttpLimits(connections=20, header_bytes=64 * 1024, request_s=0.5, pipelined=16)
+LIMITS = HttpLimits(connections=20, header_bytes=64 * 1024, request_s=0.5, pipelined=16, held_bytes=500_000)
 POST = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 3\r\n\r\nabc"
 
 
@@ -41,6 +41,10 @@ class Server:
         self.bodies.append(await request.body())
         return Response(b"x" * 100)
 
+    async def refuse(self, request: Request) -> Response:
+        """Answer before the body has arrived."""
+        return Response(status_code=401)
+
     async def hold(self, request: Request) -> Response:
         await self.release.wait()
         return Response(b"held")
@@ -55,6 +59,7 @@ async def server() -> AsyncIterator[Server]:
     made = Server(bound.getsockname()[1])
     front = Front(LIMITS, lambda reason: made.closed.update([reason]))
     routes = [Route("/", made.answer, methods=["GET", "POST"]), Route("/hold", made.hold), Route("/large", made.large)]
+    routes.append(Route("/refuse", made.refuse, methods=["POST"]))
     config = uvicorn.Config(
         Starlette(routes=routes), http=bounded_protocol(front), log_level="critical", timeout_graceful_shutdown=1
     )
@@ -118,6 +123,46 @@ async def test_a_request_that_is_not_complete_in_time_is_closed(server: Server, 
     await read_all(reader)
     writer.close()
     assert server.closed == {"slow": 1}
+
+
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [
+        (POST, b"\r\n"),  # a line end, which begins no request
+        (b"POST /refuse HTTP/1.1\r\nhost: x\r\ncontent-length: 4\r\n\r\nab", b"cd"),  # answered before its end
+        (b"POST /refuse HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n1\r\na\r\n", b"0\r\n\r\n"),
+    ],
+)
+async def test_a_connection_that_is_silent_after_an_answer_is_closed(server: Server, first: bytes, then: bytes) -> None:
+    reader, writer = await server.connect()
+    writer.write(first)
+    assert await reader.readuntil(b"\r\n\r\n")
+    writer.write(then)
+    await read_all(reader)
+    writer.close()
+    assert server.closed == {"slow": 1}
+
+
+async def test_many_header_lines_are_refused_although_they_are_short(server: Server) -> None:
+    for end in (b"", b"\r\n"):
+        reader, writer = await server.connect()
+        writer.write(b"GET / HTTP/1.1\r\nhost: x\r\n" + b"a:\r\n" * (HEADERS + 1) + end)
+        assert (await read_all(reader)).startswith(b"HTTP/1.1 431 ")
+        writer.close()
+    assert server.closed == {"headers": 2}
+
+
+async def test_unfinished_requests_are_bounded_together(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("receiver.http_limits.SWEEP_S", 0.05)
+    clients = [await server.connect() for _ in range(12)]
+    for _, writer in clients:
+        writer.write(b"GET / HTTP/1.1\r\na: " + b"x" * 60_000)
+    async with asyncio.timeout(20):
+        while not server.closed["memory"]:
+            await asyncio.sleep(0.01)
+    assert server.closed["memory"] == 4  # 8 of 60,000 bytes fit into 500,000
+    for _, writer in clients:
+        writer.close()
 
 
 async def test_a_trickled_request_is_closed_and_an_idle_connection_is_kept(server: Server) -> None:
