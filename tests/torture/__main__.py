@@ -8,10 +8,10 @@ import traceback
 from pathlib import Path
 
 from submitter import log
-from tests.torture import kills, strangers
+from tests.torture import exploring, kills, strangers
 from tests.torture.parts import Missing, Part, Round
 
-PARTS: dict[str, Part] = {"kills": kills.run, "strangers": strangers.run}
+PARTS: dict[str, Part] = {"kills": kills.run, "model": exploring.run, "strangers": strangers.run}
 
 
 def main() -> int:
