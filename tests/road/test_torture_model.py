@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import hypothesis
 import msgspec
 import pytest
 
@@ -37,10 +36,8 @@ from tests.conformance.test_the_suites_catch_liars import (
     SwallowsErrors,
 )
 from tests.conftest import needs
-from tests.torture.exploring import dynamodb, explore_store, short_sequences
+from tests.torture.exploring import GENERATE, dynamodb, explore_store, short_sequences
 from tests.torture.stores import DynamoStore, PostgresStore, SqliteStore
-
-GENERATE = [hypothesis.Phase.generate]
 
 
 def test_sqlite_agrees_with_the_model(tmp_path: Path) -> None:

@@ -276,8 +276,11 @@ class CheckedLedger:
             del self.stored[id]
         self.claims = [one for one in self.claims if one.delivery.event.external_task_id not in gone]
         self._comparison.forget(gone)
-        if count < limit or self.store.is_sql:  # DynamoDB stops at the limit; the next call prunes the bodies
-            self.model.forget_bodies(before_ms)
+        left_bodies: set[tuple[str, bytes]] = set()
+        if count == limit and not self.store.is_sql:  # DynamoDB stops at the limit; a later call prunes other bodies
+            entries = self.run(self.handles[which].quarantined(MANY))
+            left_bodies = {(one.external_task_id, one.body) for one in entries}
+        self.model.forget_bodies(before_ms, left_bodies)
 
     def move_to_copy(self, now_ms: int) -> None:
         """Empty the outbox, copy the ledger into an empty one, and go on with the copy; pauses are not copied."""

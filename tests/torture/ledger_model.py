@@ -5,7 +5,7 @@ allowed, and takes over what the engine chose.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, field
 
 from submitter.event import Event
@@ -161,9 +161,12 @@ class LedgerModel:
             del by_id[id]
         self.deliveries = {key: one for key, one in self.deliveries.items() if key[1] != id}
 
-    def forget_bodies(self, before_ms: int) -> None:
-        for bodies in self.quarantine.values():
-            for body in [body for body, at_ms in bodies.last_ms.items() if at_ms < before_ms]:
+    def forget_bodies(self, before_ms: int, left: Set[tuple[str, bytes]]) -> None:
+        """Forget old bodies, except those that the ledger may leave to the next call."""
+        for id, bodies in self.quarantine.items():
+            for body in [
+                body for body, at_ms in bodies.last_ms.items() if at_ms < before_ms and (id, body) not in left
+            ]:
                 del bodies.times[body], bodies.last_ms[body]
 
     def add_body(self, id: str, body: bytes, now_ms: int) -> None:
