@@ -5,6 +5,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from contextlib import closing
 from pathlib import Path
 
 import msgspec
@@ -207,6 +208,27 @@ async def test_nothing_is_acknowledged_into_a_file_that_no_name_leads_to(
         await ledger.reserve(task("b"))
     with pytest.raises(LedgerUnavailable):
         await ledger.check_write()
+
+
+@pytest.mark.parametrize("is_written_meanwhile", [True, False])
+async def test_a_backup_in_the_place_of_an_open_file_is_not_damaged_by_its_log(
+    tmp_path: Path, is_written_meanwhile: bool
+) -> None:
+    """SQLite finds the write-ahead log by its name, and would replay the old file's log over the backup."""
+    ledger, file, backup = SqliteLedger(tmp_path / "relay.db"), tmp_path / "relay.db", tmp_path / "backup.db"
+    await asyncio.gather(*(ledger.reserve(task(f"t{n}")) for n in range(50)))
+    with closing(sqlite3.connect(file)) as source, closing(sqlite3.connect(backup)) as copy:
+        source.backup(copy)
+    for n in range(50):
+        await succeed(ledger, f"later{n}")
+    backup.replace(file)
+    if is_written_meanwhile:
+        with pytest.raises(LedgerUnavailable, match="moved, removed or replaced"):
+            await ledger.reserve(task("b"))
+    await ledger.close()
+    with closing(sqlite3.connect(file)) as db:
+        assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        assert db.execute("SELECT count(*), max(external_task_id) FROM tasks").fetchone() == (50, "t9")
 
 
 async def test_a_group_that_meets_a_held_write_lock_fails_at_once(

@@ -85,7 +85,7 @@ class Server:
                 try:
                     pool = await asyncpg.create_pool(
                         self.url,
-                        min_size=1,
+                        min_size=0,  # the pool logs a traceback each time it cannot restore its minimum
                         max_size=CONNECTIONS,
                         timeout=TIMEOUT_S,
                         command_timeout=TIMEOUT_S,

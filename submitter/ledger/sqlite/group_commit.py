@@ -9,7 +9,7 @@ import queue
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import msgspec
@@ -97,7 +97,8 @@ class GroupWriter:
                     if operation.run is not None:
                         operation.outcome = _outcome(operation.run, db)
                 self._apply_all(db, [operation for operation in group if operation.decide is not None])
-            if _identity(self._name) != self._file:
+            if self._is_replaced():
+                self._empty_log()
                 raise sqlite3.OperationalError("the file was moved, removed or replaced: restart this process")
         except Exception as error:  # noqa: BLE001 - raised to the caller; the thread must survive it
             if isinstance(error, sqlite3.OperationalError):  # locked, full, read-only: no operation is to blame
@@ -141,6 +142,19 @@ class GroupWriter:
         self._groups.put(self._pending)
         self._groups.put(None)  # stops the write loop
         await asyncio.to_thread(self._thread.join)
+        if self._is_replaced():
+            with suppress(sqlite3.Error):
+                self._empty_log()
+
+    def _is_replaced(self) -> bool:
+        return _identity(self._name) != self._file
+
+    def _empty_log(self) -> None:
+        """Move the commits in the write-ahead log to the file that they belong to, wherever it is now.
+
+        SQLite finds a log by its name. It would replay this one over the file that took this one's place.
+        """
+        self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
 def _identity(path: str) -> tuple[int, int] | None:
