@@ -5,6 +5,7 @@ Run one with `python -m tests.bench.servers NAME PORT DIRECTORY`.
 
 import asyncio
 import base64
+import hmac
 import os
 import sqlite3
 import sys
@@ -129,40 +130,40 @@ def fill(path: Path, prefix: str, count: int, status: TaskStatus = TaskStatus.SU
 
 def callbacks(prefix: str, count: int, first: int = 0) -> list[bytes]:
     """Return signed callback requests: `processing` for each task, then `succeeded` for each."""
-    import hmac
-
     ring = KeyRing.read(f"bench:{KEY}")
+    numbers = range(first, first + count)
+    return [callback(prefix, n, status, ring, b"w" * 32) for status in ("processing", "succeeded") for n in numbers]
+
+
+def callback(prefix: str, number: int, status: str, ring: KeyRing, secret: bytes) -> bytes:
+    """Return one callback request of Kling, with its URL signed by `ring` and its body by `secret`."""
     now_s = time.time()
     timestamp = str(int(now_s))
-    requests = []
-    for status in ("processing", "succeeded"):
-        for i in range(first, first + count):
-            id = str(893605946402811985 + i)
-            task: dict[str, object] = {
-                "id": id,
-                "status": status,
-                "message": "",
-                "create_time": int(now_s * 1000),
-                "update_time": int(now_s * 1000) + 1,
-                "external_id": f"{prefix}-{i}",
-                "outputs": [],
-                "billing": [],
-            }
-            if status == "succeeded":
-                url = f"https://cdn.example.com/{id}.mp4?signature=0123456789abcdef0123456789abcdef"
-                task["outputs"] = [{"type": "video", "id": id, "url": url, "duration": "5.041"}]
-                task["billing"] = [{"charge_type": "unit", "amount": "4.5", "package_type": "video"}]
-            body = msgspec.json.encode(task)
-            signed = f"{id}-{status}.{timestamp}.".encode() + body
-            signature = base64.b64encode(hmac.digest(b"w" * 32, signed, "sha256")).decode()
-            path = callback_url("", ring, "kling", f"{prefix}-{i}", now_s)
-            head = (
-                f"POST {path} HTTP/1.1\r\nhost: relay\r\ncontent-type: application/json\r\n"
-                f"content-length: {len(body)}\r\nwebhook-id: {id}-{status}\r\nwebhook-timestamp: {timestamp}\r\n"
-                f"webhook-signature: v1,{signature}\r\n\r\n"
-            )
-            requests.append(head.encode() + body)
-    return requests
+    id = str(893605946402811985 + number)
+    task: dict[str, object] = {
+        "id": id,
+        "status": status,
+        "message": "",
+        "create_time": int(now_s * 1000),
+        "update_time": int(now_s * 1000) + 1,
+        "external_id": f"{prefix}-{number}",
+        "outputs": [],
+        "billing": [],
+    }
+    if status == "succeeded":
+        url = f"https://cdn.example.com/{id}.mp4?signature=0123456789abcdef0123456789abcdef"
+        task["outputs"] = [{"type": "video", "id": id, "url": url, "duration": "5.041"}]
+        task["billing"] = [{"charge_type": "unit", "amount": "4.5", "package_type": "video"}]
+    body = msgspec.json.encode(task)
+    signed = f"{id}-{status}.{timestamp}.".encode() + body
+    signature = base64.b64encode(hmac.digest(secret, signed, "sha256")).decode()
+    path = callback_url("", ring, "kling", f"{prefix}-{number}", now_s)
+    head = (
+        f"POST {path} HTTP/1.1\r\nhost: relay\r\ncontent-type: application/json\r\n"
+        f"content-length: {len(body)}\r\nwebhook-id: {id}-{status}\r\nwebhook-timestamp: {timestamp}\r\n"
+        f"webhook-signature: v1,{signature}\r\n\r\n"
+    )
+    return head.encode() + body
 
 
 def main() -> None:

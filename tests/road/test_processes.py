@@ -188,6 +188,8 @@ async def test_rotation_puts_the_new_key_first_and_keeps_the_old_key(world: Worl
     keys = rotated.out.strip().partition("=")[2].split(",")
     assert keys[1] == value
     assert keys[0].partition(":")[0] != value.partition(":")[0]
+    steps = [rotated.err.index(step) for step in ("`serve` first", "every submitter", "30 days", "remove it")]
+    assert steps == sorted(steps)
 
 
 async def test_dead_letters_are_listed_and_replayed_and_the_hook_is_tested(world: World) -> None:

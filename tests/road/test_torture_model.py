@@ -36,8 +36,8 @@ from tests.conformance.test_the_suites_catch_liars import (
     SwallowsErrors,
 )
 from tests.conftest import needs
+from tests.torture.engines import DynamoStore, PostgresStore, SqliteStore
 from tests.torture.exploring import GENERATE, dynamodb, explore_store, short_sequences
-from tests.torture.stores import DynamoStore, PostgresStore, SqliteStore
 
 
 def test_sqlite_agrees_with_the_model(tmp_path: Path) -> None:

@@ -8,10 +8,16 @@ import traceback
 from pathlib import Path
 
 from submitter import log
-from tests.torture import exploring, kills, strangers
+from tests.torture import exploring, kills, rotation, stores, strangers
 from tests.torture.parts import Missing, Part, Round
 
-PARTS: dict[str, Part] = {"kills": kills.run, "model": exploring.run, "strangers": strangers.run}
+PARTS: dict[str, Part] = {
+    "kills": kills.run,
+    "model": exploring.run,
+    "rotation": rotation.run,
+    "stores": stores.run,
+    "strangers": strangers.run,
+}
 
 
 def main() -> int:

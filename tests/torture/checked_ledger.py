@@ -14,11 +14,11 @@ from submitter.ledger.copying import copy
 from submitter.task import Task
 from submitter.transition import Transition
 from tests.torture.comparison import MANY, Broken, Comparison, check
+from tests.torture.engines import Store
 from tests.torture.ledger_model import Key, LedgerModel, key_of
 from tests.torture.model import copy_of
 from tests.torture.observations import Seen, decide, differences, new_model, new_task, predict
 from tests.torture.sequences import broken_rules
-from tests.torture.stores import Store
 
 T = TypeVar("T")
 

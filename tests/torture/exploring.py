@@ -16,10 +16,10 @@ from hypothesis.stateful import run_state_machine_as_test
 from submitter.ledger.dynamodb import deliveries as dynamodb_deliveries
 from tests.conformance.aws_stand_ins import MINISTACK, run_ministack
 from tests.conformance.brokers import is_listening
+from tests.torture.engines import DynamoStore, PostgresStore, SqliteStore, Store
 from tests.torture.machine import LedgerMachine
 from tests.torture.parts import Round
 from tests.torture.sequences import explore, explore_orders
-from tests.torture.stores import DynamoStore, PostgresStore, SqliteStore, Store
 
 GENERATE = (hypothesis.Phase.generate,)
 PHASES = (*GENERATE, hypothesis.Phase.shrink)

@@ -14,8 +14,8 @@ from submitter.ledger.base import Settlement, Subscription
 from submitter.task import TaskStatus
 from tests.torture.checked_ledger import CheckedLedger
 from tests.torture.comparison import Broken
+from tests.torture.engines import Store
 from tests.torture.observations import REPORTED, START_MS, VENDORS, Seen, observations, report
-from tests.torture.stores import Store
 
 IDS = st.sampled_from(["a", "b", "c"])
 HANDLES = st.integers(0, 1)

@@ -1,92 +1,91 @@
-"""The stores that the state machine runs on: a SQLite file, a schema of PostgreSQL, a table of DynamoDB's stand-in."""
+"""Part `stores`: faults of SQLite, PostgreSQL and DynamoDB while callbacks arrive at a steady rate.
 
-import itertools
+Whatever is answered 2xx must be in the store at the end; what cannot be stored is answered 503 with Retry-After; the
+receiver says that it is not ready meanwhile, and is ready again without a person where the fault ends by itself.
+"""
+
+import asyncio
 import os
-import uuid
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Protocol
+from unittest.mock import patch
 
-from submitter.ledger import Ledger, open_ledger
-from submitter.ledger.sqlite.ledger import SqliteLedger
+from tests.conformance.aws_stand_ins import MINISTACK, run_ministack
+from tests.conformance.dynamodb_faults import faulty_proxy
+from tests.torture.damaged_file import damage_trial
+from tests.torture.dynamodb_store import AWS, DynamoStore
+from tests.torture.own_postgres import OwnPostgres
+from tests.torture.parts import Missing, Round
+from tests.torture.postgres_store import PostgresStore
+from tests.torture.proxy import FaultyProxy
+from tests.torture.sqlite_store import SqliteStore, small_disk
+from tests.torture.store_trial import Trial
 
-POSTGRES = os.environ.get("TEST_POSTGRES_URL", "postgresql://postgres@127.0.0.1:5432/test")
-_numbers = itertools.count()
-
-
-class Store(Protocol):
-    """One empty store. `is_sql`: it answers from one snapshot, and not from indexes that are read one by one."""
-
-    is_sql: bool
-
-    def open(self) -> Ledger:
-        """Open the store once more, as another process does."""
-        ...
-
-    def another(self) -> "Store":
-        """Return another empty store of this kind."""
-        ...
-
-    async def drop(self) -> None:
-        """Delete the store; its ledgers are closed."""
-        ...
+Names = Callable[[str], bool]
+"""Whether a fault of this name is made."""
 
 
-class SqliteStore:
-    """A new SQLite file in `folder`; `ledger` may be a class that breaks a promise."""
-
-    is_sql = True
-
-    def __init__(self, folder: Path, ledger: Callable[[Path], Ledger] = SqliteLedger) -> None:
-        self._folder, self._ledger = folder, ledger
-        self._path = folder / f"{next(_numbers)}.db"
-
-    def open(self) -> Ledger:
-        return self._ledger(self._path)
-
-    def another(self) -> "SqliteStore":
-        return SqliteStore(self._folder, self._ledger)
-
-    async def drop(self) -> None:
-        for suffix in ("", "-wal", "-shm"):
-            Path(f"{self._path}{suffix}").unlink(missing_ok=True)
+def run(seed: int, folder: Path) -> Round:
+    """Run a trial of each store that this machine has, all at once: most of a trial is waiting."""
+    return asyncio.run(_all(seed, folder))
 
 
-class PostgresStore:
-    """A new schema of the server at POSTGRES."""
+async def _all(seed: int, folder: Path) -> Round:
+    done = Round()
+    trials: dict[str, Callable[[int, Path], Awaitable[Round]]] = {
+        "sqlite": sqlite_trial,
+        "postgres": postgres_trial,
+        "dynamodb": dynamodb_trial,
+        "damage": damage_trial,
+    }
+    for name in trials:
+        (folder / name).mkdir()
+    ended = await asyncio.gather(
+        *(trial(seed, folder / name) for name, trial in trials.items()), return_exceptions=True
+    )
+    for name, one in zip(trials, ended, strict=True):
+        if isinstance(one, Missing):
+            done.counts[f"left out: {name}"] += 1
+        elif isinstance(one, BaseException):
+            raise one
+        else:
+            done.findings += [f"{name}: {finding}" for finding in one.findings]
+            done.add(Round(one.counts))
+    return done
 
-    is_sql = True
 
-    def __init__(self) -> None:
-        self._schema = f"torture_{uuid.uuid4().hex[:12]}"
+async def sqlite_trial(seed: int, folder: Path, names: Names = bool, sabotage: str = "") -> Round:
+    """Break a SQLite file in every way that `names` accepts. On even seeds it is on a small disk, as root."""
 
-    def open(self) -> Ledger:
-        return open_ledger(f"{POSTGRES}?schema={self._schema}")
+    async def trial(*, disk_is_small: bool) -> Round:
+        store = SqliteStore(folder, seed)
+        made = Trial(folder, store, sabotage)
+        faults = store.faults(made.receiver, made.load, disk_is_small=disk_is_small)
+        return await made.run([fault for fault in faults if names(fault.name)])
 
-    def another(self) -> "PostgresStore":
-        return PostgresStore()
-
-    async def drop(self) -> None:
-        import asyncpg
-
-        db = await asyncpg.connect(POSTGRES)
-        await db.execute(f'DROP SCHEMA IF EXISTS "{self._schema}" CASCADE')
-        await db.close()
+    if seed % 2:
+        return await trial(disk_is_small=False)
+    with small_disk(folder) as disk_is_small:
+        return await trial(disk_is_small=disk_is_small)
 
 
-class DynamoStore:
-    """A new table of the stand-in to which the environment variables lead; it ends with the stand-in."""
+async def postgres_trial(seed: int, folder: Path, names: Names = bool, sabotage: str = "") -> Round:
+    """Break a PostgreSQL server and its connections; raise Missing where there is none."""
+    with OwnPostgres() as server:
+        await server.start()
+        async with FaultyProxy() as proxy:
+            proxy.target = server.port
+            store = PostgresStore(server, proxy, seed)
+            faults = [fault for fault in store.faults() if names(fault.name)]
+            return await Trial(folder, store, sabotage).run(faults)
 
-    is_sql = False
 
-    def __init__(self) -> None:
-        self._table = f"torture-{uuid.uuid4().hex[:12]}"
-
-    def open(self) -> Ledger:
-        return open_ledger(f"dynamodb://{self._table}?shards=2")
-
-    def another(self) -> "DynamoStore":
-        return DynamoStore()
-
-    async def drop(self) -> None:
-        return None
+async def dynamodb_trial(seed: int, folder: Path, names: Names = bool, sabotage: str = "") -> Round:
+    """Throttle a stand-in of DynamoDB, and lose its answers; raise Missing where there is none."""
+    if not MINISTACK.exists():
+        raise Missing("ministack is not installed (make install)")
+    with run_ministack(folder) as stand_in, patch.dict(os.environ, {**AWS, "AWS_ENDPOINT_URL": stand_in}):
+        async with faulty_proxy(stand_in) as proxy:
+            store = DynamoStore(stand_in, proxy, seed)
+            faults = [fault for fault in store.faults() if names(fault.name)]
+            return await Trial(folder, store, sabotage, tasks=500, rate=10).run(faults)
