@@ -39,12 +39,19 @@ Outcome = HttpAnswer | NotSent | Unanswered
 
 
 class VendorHttp:
-    """Sends requests to vendors. Follows no redirects. Timeouts in seconds."""
+    """Sends requests to vendors. Follows no redirects. Timeouts in seconds. A `transport` replaces the connections."""
 
-    def __init__(self, *, connect_timeout_s: float = 10, answer_timeout_s: float = 60) -> None:
+    def __init__(
+        self,
+        *,
+        connect_timeout_s: float = 10,
+        answer_timeout_s: float = 60,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
         self._connect_timeout_s = connect_timeout_s
         timeout = httpx.Timeout(answer_timeout_s, connect=connect_timeout_s, pool=None)
         verify = tls_context()
+<<<<<<< HEAD
         self._once, self._kept = (
             httpx.AsyncClient(
                 timeout=timeout,
@@ -55,6 +62,21 @@ class VendorHttp:
                 event_hooks={"response": [_forget_location]},
             )
             for limits in (httpx.Limits(max_keepalive_connections=0), httpx.Limits(max_connections=20))
+=======
+        self._once = httpx.AsyncClient(
+            timeout=timeout,
+            verify=verify,
+            limits=httpx.Limits(max_keepalive_connections=0),
+            follow_redirects=False,
+            transport=transport,
+        )
+        self._kept = httpx.AsyncClient(
+            timeout=timeout,
+            verify=verify,
+            limits=httpx.Limits(max_connections=20),
+            follow_redirects=False,
+            transport=transport,
+>>>>>>> 0d0974d (make torture: a simulated day of the whole system in virtual time, with faults by seed)
         )
 
     async def run(self, request: HttpRequest, *, fresh: bool = False) -> Outcome:

@@ -8,15 +8,16 @@ import traceback
 from pathlib import Path
 
 from submitter import log
-from tests.torture import exploring, kills, rotation, stores, strangers
+from tests.torture import day, exploring, kills, rotation, stores, strangers
 from tests.torture.parts import Missing, Part, Round
 
 PARTS: dict[str, Part] = {
     "kills": kills.run,
-    "model": exploring.run,
-    "rotation": rotation.run,
     "stores": stores.run,
+    "day": day.run,
+    "model": exploring.run,
     "strangers": strangers.run,
+    "rotation": rotation.run,
 }
 
 
