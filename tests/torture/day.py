@@ -14,6 +14,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import MutableMapping
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,12 @@ RANK = {"created": 0, "submission_unknown": 1, "submitted": 2, "processing": 3, 
 _OF_TASK = re.compile(rb"callbacks/([a-z]+)/([a-z0-9-]+)/")
 
 
+@cache
+def make_media() -> dict[str, bytes]:
+    """Return the image and the video of all requests."""
+    return {"girl.png": make_image(400, 600), "dance.mp4": make_video(4, 480, 360)}
+
+
 class Creates(msgspec.Struct):
     """The creates of one order: how many were sent, and how many of them were answered 2xx."""
 
@@ -82,7 +89,6 @@ class Day:
         self._dice = random.Random(f"weather-{seed}")
         self._busy: dict[str, asyncio.Event] = {}
         self._users: set[asyncio.Task[None]] = set()
-        self._media = {"girl.png": make_image(400, 600), "dance.mp4": make_video(4, 480, 360)}
         self._environ = {
             "KLING_RELAY_LEDGER": f"sqlite:///{self.path}",
             "KLING_RELAY_KEYS": f"test:{KEY}",
@@ -194,7 +200,7 @@ class Day:
             sandbox.set_faults(msgspec.structs.replace(FAULTS, seed=self.seed * 10 + number))
         outside = Process("outside")
         self.network.servers["hooks.test"] = Server(self.endpoints, outside)
-        self.network.servers["media.test"] = Server(media_server(self._media), outside)
+        self.network.servers["media.test"] = Server(media_server(make_media()), outside)
 
         def machine(kind: type[Machine], name: str) -> Machine:
             clock = SimulatedClock(self.loop, f"{name}-{self.seed}")

@@ -28,6 +28,9 @@ from tests.world import WEBHOOK_SECRET
 class EmptyStudio(Studio):
     """Accepts all media, and renders at once."""
 
+    def __init__(self) -> None:
+        """Open no connections."""
+
     async def check(self, request: RenderRequest, rules: MediaRules) -> tuple[bytes, bytes]:
         return b"image", b"video"
 
