@@ -7,6 +7,7 @@ because a kept-alive connection that the vendor has closed would look like `Unan
 An answer is bounded as it is sent and as it is expanded: a kilobyte that was compressed twice can become a gigabyte.
 """
 
+import asyncio
 import zlib
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
@@ -49,34 +50,20 @@ class VendorHttp:
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self._connect_timeout_s = connect_timeout_s
+        self._total_s = connect_timeout_s + 1.5 * answer_timeout_s  # httpx limits each read, not their sum
         timeout = httpx.Timeout(answer_timeout_s, connect=connect_timeout_s, pool=None)
         verify = tls_context()
-<<<<<<< HEAD
         self._once, self._kept = (
             httpx.AsyncClient(
                 timeout=timeout,
                 verify=verify,
                 limits=limits,
                 follow_redirects=False,
+                transport=transport,
                 cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),  # keeps none
                 event_hooks={"response": [_forget_location]},
             )
             for limits in (httpx.Limits(max_keepalive_connections=0), httpx.Limits(max_connections=20))
-=======
-        self._once = httpx.AsyncClient(
-            timeout=timeout,
-            verify=verify,
-            limits=httpx.Limits(max_keepalive_connections=0),
-            follow_redirects=False,
-            transport=transport,
-        )
-        self._kept = httpx.AsyncClient(
-            timeout=timeout,
-            verify=verify,
-            limits=httpx.Limits(max_connections=20),
-            follow_redirects=False,
-            transport=transport,
->>>>>>> 0d0974d (make torture: a simulated day of the whole system in virtual time, with faults by seed)
         )
 
     async def run(self, request: HttpRequest, *, fresh: bool = False) -> Outcome:
@@ -88,8 +75,7 @@ class VendorHttp:
         except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
             return _cannot_be_built(error)
         try:
-            response = await client.send(built, stream=True)
-            async with aclosing(response):
+            async with asyncio.timeout(self._total_s), aclosing(await client.send(built, stream=True)) as response:
                 body = bytearray()
                 async for chunk in response.aiter_raw():
                     body += chunk
@@ -104,6 +90,8 @@ class VendorHttp:
             return NotSent(_reason(error))
         except (httpx.LocalProtocolError, httpx.UnsupportedProtocol) as error:  # both before anything is written
             return _cannot_be_built(error)
+        except TimeoutError:
+            return Unanswered(f"the response was not complete within {self._total_s:g} s")
         except (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL, UnicodeError) as error:
             return Unanswered(_reason(error))
 

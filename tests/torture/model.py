@@ -94,8 +94,8 @@ class TaskModel:
             case CreateRefused() | CreateUnclear() | FailedOver() | OutcomeUnknown():
                 is_owner = self.status in UNSENT and self.owner == seen.lease_owner
                 return self._outcome(seen) if is_owner else None
-            case NoAnswer():
-                return self._no_news(now_ms)
+            case NoAnswer(is_absent=is_absent):
+                return self._no_news(now_ms) if self.is_open or is_absent else self._no_answer(now_ms)
             case Unconfirmed(task_id):
                 return self._doubt(task_id)
 
@@ -158,6 +158,12 @@ class TaskModel:
                 self.task_id = None if self.status == "refused" else self.task_id
         return None
 
+    def _no_answer(self, now_ms: int) -> str | None:
+        """A failed query about an ended task says nothing, and is repeated until the deadline."""
+        if now_ms >= self.sent_after_ms + self.abandon_after_ms:
+            self.is_polled = False
+        return None
+
     def _no_news(self, now_ms: int) -> str | None:
         if not self.is_open:
             return self._late_question()
@@ -185,10 +191,11 @@ class TaskModel:
 
     def _lease(self, lease: SendLease, now_ms: int) -> str | None:
         is_owner = self.owner == lease.lease_owner
-        is_sendable = self.status in UNSENT or (self.status == "refused" and self.task_id is None)
+        is_taken_again = self.status == "refused" and self.task_id is None and not lease.begins
+        is_sendable = self.status in UNSENT or is_taken_again
         if not is_sendable or not (is_owner or (not lease.renews and not self.is_leased(now_ms))):
             return None
-        if lease.absent:
+        if lease.absent_at_ms == self.updated_ms:
             self.sent = False
             self.unanswered.pop(self.vendor, None)
         elif not is_owner:

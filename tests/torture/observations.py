@@ -68,6 +68,10 @@ def new_task(id: str = "a", now_ms: int = START_MS, vendor: str = "kling", reque
     return msgspec.structs.replace(created, poll_at_ms=now_ms + 10_000)
 
 
+AS_IT_IS = 0
+"""The `absent_at_ms` of a person who has seen the task as it is."""
+
+
 def new_model(id: str = "a", now_ms: int = START_MS, vendor: str = "kling", request: str = "x") -> TaskModel:
     return TaskModel(id, vendor, request, now_ms, int(POLL_POLICY.abandon_after_s * 1000), now_ms)
 
@@ -85,7 +89,8 @@ def observations() -> st.SearchStrategy[Seen]:
         unfinished=unfinished,
     )
     flag = st.sampled_from([False, False, False, True])
-    leases = st.builds(SendLease, owner, st.just(0), begins=st.booleans(), renews=flag, refused=flag, absent=flag)
+    absent = st.sampled_from([None, None, None, AS_IT_IS, 1])
+    leases = st.builds(SendLease, owner, st.just(0), st.booleans(), renews=flag, refused=flag, absent_at_ms=absent)
     outcomes = st.one_of(
         st.builds(CreateRefused, st.just("no balance"), owner),
         st.builds(CreateUnclear, owner),
@@ -93,7 +98,7 @@ def observations() -> st.SearchStrategy[Seen]:
         st.builds(FailedOver, vendor, st.just(POLL_POLICY), st.sampled_from(["no balance", None]), owner),
     )
     others = st.one_of(
-        st.builds(NoAnswer, st.just("")),
+        st.builds(NoAnswer, st.just(""), st.booleans()),
         st.builds(Unconfirmed, st.sampled_from([None, "893", "894"])),
         st.just(Archived({VIDEO.url: ArchivedCopy("https://archive.example.com/1.mp4", "00")})),
     )
@@ -115,7 +120,7 @@ def decide(seen: Seen, now_ms: int) -> Decide:
     def decided(task: Task) -> Transition | None:
         if isinstance(observation, Report) and observation.source in PUSHED and not is_about(task, observation):
             return None  # quarantined by the receiver
-        return transition(task, _asked_for(observation, task.task_id), now_ms)
+        return transition(task, _about(observation, task.task_id, task.updated_at_ms), now_ms)
 
     return decided
 
@@ -125,11 +130,13 @@ def predict(task: TaskModel, seen: Seen, now_ms: int) -> str | None:
     observation = seen.at(now_ms)
     if isinstance(observation, Report) and observation.source in PUSHED and not task.is_subject_of(observation):
         return None
-    return task.observe(_asked_for(observation, task.task_id), now_ms)
+    return task.observe(_about(observation, task.task_id, task.updated_ms), now_ms)
 
 
-def _asked_for(observation: Observation, task_id: str | None) -> Observation:
-    """Return a query's answer with the id that was asked for, where one is known."""
+def _about(observation: Observation, task_id: str | None, updated_ms: int) -> Observation:
+    """Return a query's answer with the id that was asked for, where one is known; a person's word with its time."""
+    if isinstance(observation, SendLease) and observation.absent_at_ms == AS_IT_IS:
+        return msgspec.structs.replace(observation, absent_at_ms=updated_ms)
     if isinstance(observation, Report) and observation.source in ASKED and task_id is not None:
         return msgspec.structs.replace(observation, task_id=task_id)
     return observation

@@ -50,6 +50,7 @@ ALPHABET: list[Seen] = [
     Seen(OutcomeUnknown("no answer", "me")),
     Seen(FailedOver("novita", POLL_POLICY, "no balance", "me")),
     Seen(NoAnswer()),
+    Seen(NoAnswer(is_absent=True)),
     Seen(Unconfirmed("893")),
     Seen(Adopted(report("refresh", TaskStatus.PROCESSING)), 0),
     Seen(Archived({VIDEO.url: ArchivedCopy("https://archive.example.com/1.mp4", "00")})),

@@ -1,6 +1,7 @@
 """The HTTP client for vendors: answers of any form and size are bounded in memory."""
 
 import asyncio
+import contextlib
 import gzip
 import tracemalloc
 from collections.abc import AsyncIterator
@@ -152,3 +153,23 @@ async def test_a_request_that_cannot_be_built_was_not_sent(request_: HttpRequest
     outcome = await http.run(request_)
     await http.close()
     assert isinstance(outcome, NotSent)
+
+
+async def test_an_answer_that_trickles_is_cut_off() -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 100000\r\n\r\n")
+        with contextlib.suppress(ConnectionError):
+            while not writer.is_closing():
+                writer.write(b"x")
+                await writer.drain()
+                await asyncio.sleep(0.01)
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    http = VendorHttp(connect_timeout_s=0.2, answer_timeout_s=0.5)
+    async with server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+        outcome = await http.run(HttpRequest("GET", url, {}, b""))
+        await http.close()
+    assert isinstance(outcome, Unanswered)
+    assert "not complete within" in outcome.reason
