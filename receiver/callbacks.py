@@ -160,6 +160,8 @@ class CallbackEndpoint:
             log.info("callback.ignored", vendor=vendor, external_task_id=id)
             return "ignored"
         if report.is_test:
+            with suppress(TaskNotFound):  # or it is about a task whose id the vendor left out: then a poll decides
+                await self._ledger.apply(id, lambda task: _perhaps_about(task, vendor, now_ms))
             log.info("callback.test", vendor=vendor)
             return "test"
         observation = self._verifier.observation(vendor, report)
@@ -193,6 +195,12 @@ class CallbackEndpoint:
             await self._ledger.apply(id, lambda task: transition(task, Unconfirmed(), now_ms))
         log.warning("callback.quarantined", vendor=vendor, external_task_id=id, reason=reason)
         return "quarantined"
+
+
+def _perhaps_about(task: Task, vendor: str, now_ms: int) -> Transition | None:
+    """Make a task due for a poll if the vendor has not confirmed it yet; a test changes no other task."""
+    is_unconfirmed = task.vendor == vendor and task.task_id is None
+    return transition(task, Unconfirmed(), now_ms) if is_unconfirmed else None
 
 
 RESULT_HEADER = b"kling-relay-result"

@@ -39,12 +39,16 @@ _TITLES = {
 }
 
 
+def shown_to_strangers(error: BaseException) -> str:
+    """Return an error's text, unless it may name the operator's files and hosts: those belong in the log."""
+    is_shown = isinstance(error, RelayError | RequestRefused) and not isinstance(error, LedgerUnavailable)
+    return str(error) if is_shown else "try again later"
+
+
 def problem_of(error: Exception, detail: str | None = None) -> Response:
     """Return the response to a request that ended in `error`; an unknown error is 500. `detail` replaces its text."""
     status = error.status if isinstance(error, RelayError | RequestRefused) else 500
-    # A LedgerUnavailable names the operator's files and hosts: they belong in the log, not in a response.
-    shown = "try again later" if isinstance(error, LedgerUnavailable) else str(error)
-    response = problem(status, _TITLES.get(status, "error"), detail or shown)
+    response = problem(status, _TITLES.get(status, "error"), detail or shown_to_strangers(error))
     if status == 503:
         after_s = error.retry_after_s if isinstance(error, VendorRefused) else None
         response.headers["retry-after"] = str(math.ceil(after_s or RETRY_AFTER_S))

@@ -6,6 +6,7 @@ receives a callback starts without them.
 
 import gc
 import logging
+import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from functools import cached_property
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from submitter.submit import Submitter
     from submitter.task import Task
 
+_ACCESS_TOKEN = re.compile(r"(access_token=)[^&\s]+")
 GC_THRESHOLDS = (20_000, 20, 100)
 
 
@@ -219,9 +221,12 @@ def build_app(settings: ReceiverSettings, *, clock: Clock | None = None) -> Star
 
 
 def _without_tokens(record: logging.LogRecord) -> bool:
-    """Mask the tokens of callback and media URLs in a line of uvicorn's access log."""
+    """Mask the tokens of callback and media URLs, and of `/events?access_token=`, in a line of an access log."""
     if isinstance(record.args, tuple):
-        record.args = tuple(redact(value) if isinstance(value, str) else value for value in record.args)
+        record.args = tuple(
+            _ACCESS_TOKEN.sub(r"\1[hidden]", redact(value)) if isinstance(value, str) else value
+            for value in record.args
+        )
     return True
 
 

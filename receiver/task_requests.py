@@ -12,20 +12,20 @@ takes the event.
 
 import asyncio
 import hmac
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
-from receiver.problem import RETRY_AFTER_S, problem, problem_of
+from receiver.problem import RETRY_AFTER_S, problem, problem_of, shown_to_strangers
 from submitter.errors import InvalidRequest, Problem, RelayError, SubmissionUnknown
 from submitter.event import task_data
 from submitter.ledger.base import Tasks
 from submitter.request import MotionControl
 from submitter.request_event import read_http
 from submitter.safe_json import NotJson, read_json
-from submitter.task import Task
+from submitter.task import Task, TaskStatus
 from submitter.vendors.registry import limits_by_vendor
 
 BODY_LIMIT = 1024 * 1024
@@ -78,13 +78,13 @@ class TaskRequests:
             response = problem(503, "not submitted yet", detail)
             response.headers["retry-after"] = str(RETRY_AFTER_S)
             return response
-        errors = {
-            str(request.external_task_id): task
+        errors = [
+            (str(request.external_task_id), task)
             for request, task in zip(requests, tasks, strict=True)
             if isinstance(task, BaseException)
-        }
+        ]
         if errors:  # 503 first: the sender must repeat the batch for the sake of what may succeed later
-            first = min(errors.values(), key=lambda error: getattr(error, "status", 500) != 503)
+            first = min((error for _, error in errors), key=lambda error: getattr(error, "status", 500) != 503)
             if len(requests) == 1 or not isinstance(first, RelayError):
                 raise first
             return _partly(first, errors, len(requests))
@@ -98,13 +98,17 @@ class TaskRequests:
             raise InvalidRequest([Problem("data.vendor", repr(name), limit, remedy) for name in missing])
         try:
             return await self._submit(request)
-        except SubmissionUnknown:  # the task is in the ledger: the sender need not repeat
-            return await self._ledger.get(str(request.external_task_id))
+        except SubmissionUnknown as unknown:
+            task = await self._ledger.get(str(request.external_task_id))
+            if task.status is TaskStatus.REFUSED:  # the vendor is being asked about a late report: it may be sent later
+                unknown.status = 503
+                raise
+            return task  # it is in the ledger: the sender need not repeat
 
 
-def _partly(first: RelayError, errors: Mapping[str, BaseException], count: int) -> Response:
+def _partly(first: RelayError, errors: Sequence[tuple[str, BaseException]], count: int) -> Response:
     """Return the response to a batch of which some events failed: what was submitted stays submitted."""
-    failed = "\n".join(f"{id}: {error}" for id, error in errors.items())
+    failed = "\n".join(f"{id}: {shown_to_strangers(error)}" for id, error in errors)
     detail = f"{count - len(errors)} of {count} events were submitted. These were not:\n{failed}"
     return problem_of(first, detail)
 

@@ -13,6 +13,7 @@ import msgspec
 from msgspec.structs import replace
 
 from submitter.errors import Problem
+from submitter.safe_json import NUL
 
 ID_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~-]{0,127}")
 """The syntax of an external_task_id; it is used unescaped in the path of the callback URL."""
@@ -150,7 +151,7 @@ def _why_not_text(name: str, value: Any) -> Problem | None:
         encoded = msgspec.json.encode(value)
     except (UnicodeEncodeError, TypeError, RecursionError) as error:
         return _mistyped(name, value, f"valid Unicode text: {error}", "Correct its encoding.")
-    if b"\\u0000" in encoded:
+    if NUL.search(encoded):
         return _mistyped(name, value, "text without NUL characters", "Remove them.")
     return None
 

@@ -1,8 +1,12 @@
 """JSON from outside (requests, callbacks, answers): one error for whatever is not JSON. Pure."""
 
+import re
 from typing import Any
 
 import msgspec
+
+NUL = re.compile(rb"(?<!\\)((?:\\\\)*)\\u0000")
+"""The escape of NUL in JSON; after a backslash that is escaped itself, `u0000` is text."""
 
 
 class NotJson(Exception):
@@ -17,7 +21,7 @@ def read_json(text: bytes | str) -> Any:
     """
     text = text.encode(errors="surrogatepass") if isinstance(text, str) else text
     if b"\\u0000" in text:
-        text = text.replace(b"\\u0000", b"\\ufffd")
+        text = NUL.sub(rb"\1\\ufffd", text)
     try:
         return msgspec.json.decode(text)
     except RecursionError:

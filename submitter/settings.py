@@ -172,7 +172,7 @@ class Reader:
         elif not all(part.isascii() and part.isprintable() and " " not in part for part in parts) or "\n" in value:
             self.problem(variable, "[hidden]", "printable ASCII without spaces", "Copy it again, without line ends.")
         else:
-            return value
+            return ",".join(parts)
         return None
 
     def vendor_table(self, vendor: str) -> Mapping[str, Any]:

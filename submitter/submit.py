@@ -14,7 +14,7 @@ from submitter.callback_expectation import RECENT_SUCCESSES, poll_policy_for
 from submitter.clock import Clock
 from submitter.create import SENDING_LEASE_S, Candidate, CreateMetrics, Creator
 from submitter.egress import guarded_client
-from submitter.errors import InvalidRequest, Problem, SubmissionUnknown
+from submitter.errors import IdConflict, InvalidRequest, Problem, SubmissionUnknown
 from submitter.http import VendorHttp
 from submitter.ledger import Ledger, open_ledger
 from submitter.media.store import MediaStore
@@ -184,7 +184,14 @@ class Submitter:
             limit = "refused, failed, abandoned, created or submission_unknown"
             raise _wrong_status(task, limit, "Only these can be retried. Submit a new task for another result.")
         prepared = await self.prepare(request)
-        return await self.submit_prepared(prepared, callback=task.expects_callback, absent_at_ms=absent_at_ms)
+        try:
+            return await self.submit_prepared(prepared, callback=task.expects_callback, absent_at_ms=absent_at_ms)
+        except IdConflict as error:
+            if new_id is not None or prepared.external_task_id == external_task_id:
+                raise
+            limit = f"an id that is not used, which {prepared.external_task_id} is"
+            remedy = "Choose one: `tasks retry --external-task-id NEW_ID`, or `retry(..., new_id=...)` in Python."
+            raise InvalidRequest([Problem("external_task_id", external_task_id, limit, remedy)]) from error
 
     async def _without_a_result(self, task: Task, *, absent: bool) -> Task:
         """Return an abandoned task once it is certain that its vendor has no result of it, and works on none."""

@@ -8,8 +8,10 @@ databases and brokers, which may hold a password and several hosts. Sources: RFC
 import ipaddress
 import re
 
+RESULT_PATTERN = r"^https?://[^\s/?#]+[^\x00-\x1f\x7f]*$"
 _BLANK = re.compile("[\x00-\x20\x7f\ud800-\udfff]")
 _LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
+_RESULT = re.compile(RESULT_PATTERN)
 _HOST_AND_PORT = re.compile(r"(\[[^\[\]]*\]|[^\[\]:]*)(?::([0-9]*))?")
 HOST_MAX = 253
 NOT_ENCODED = "a / # ? @ [ or ] in its password must be percent-encoded: %2F %23 %3F %40 %5B %5D"
@@ -25,12 +27,17 @@ def why_not_web(url: str) -> str | None:
     return _why_not_address(hosts) if hosts else "it has no host"
 
 
+def why_not_result(url: str) -> str | None:
+    """Return why a result's `url` is no http(s) URL, or None. Its path is as the vendor wrote it."""
+    return None if _RESULT.fullmatch(url) else "it has no http(s) scheme and host, or a control character"
+
+
 def why_not_server(url: str) -> str | None:
     """Return why the hosts and ports of a URL cannot be connected to, or None. The reason shows no password."""
     if _BLANK.search(url):
         return "it has a space, a control character or invalid Unicode"
     user, hosts, rest = _split(url)
-    if "@" in rest or set("@[]") & set(user):
+    if "@" in (rest.partition("?")[0] if user else rest) or set("@[]") & set(user):
         return NOT_ENCODED
     return next(filter(None, map(_why_not_address, hosts.split(",") if hosts else ())), None)
 
@@ -70,6 +77,8 @@ def why_not_host(host: str) -> str | None:
         if is_bracketed:
             return "its host is no IPv6 address"
     else:
+        return None
+    if host.lower().startswith("%2f"):  # a Unix socket's folder, as PostgreSQL's clients take it
         return None
     name = host.removesuffix(".")
     if not name.isascii() or "xn--" in name.lower():

@@ -45,7 +45,7 @@ def check_output(context: click.Context, parameter: click.Parameter, path: Path 
     target = path.resolve()
     if target.exists() and not target.is_file():
         raise click.BadParameter(f"{str(path)!r} is no regular file: the result is written beside it, then renamed")
-    if not os.access(target if target.exists() else target.parent, os.W_OK):
+    if not os.access(target.parent, os.W_OK) or (target.exists() and not os.access(target, os.W_OK)):
         raise click.BadParameter(f"{str(path)!r} cannot be written: its folder must exist and be writable")
     return target
 

@@ -1,5 +1,6 @@
 """`kling-relay hooks`: list and test webhooks and other hooks, list and replay dead letters."""
 
+import re
 import sys
 from typing import Any
 
@@ -44,7 +45,7 @@ def hooks_list(as_json: bool) -> None:
         rows.append(
             {
                 "name": hook.name,
-                "to": without_password(hook.url),
+                "to": _shown(hook.url),
                 "events": "all" if hook.events is None else ",".join(sorted(hook.events)),
                 "signed": ",".join(secret.scheme for secret in hook.secrets) or "no",
                 "due": state.due,
@@ -183,3 +184,8 @@ def _test_event(clock: Clock) -> Event:
     id = f"evt_test_{clock.new_id().replace('-', '')}"
     body = cloud_event(id=id, type=TEST, task=task, time_ms=now_ms)
     return Event(id, TEST, task.external_task_id, 1, now_ms, body)
+
+
+def _shown(url: str) -> str:
+    """Return where a hook leads to: of an HTTP endpoint only its host, since its path may be a secret."""
+    return without_password("/".join(re.split("[/?#]", url)[:3])) if url.startswith("http") else without_password(url)

@@ -12,7 +12,7 @@ from submitter.callback_url import redact
 from submitter.errors import Unintelligible
 from submitter.safe_json import NotJson, read_json
 from submitter.task import RAW_MAX
-from submitter.web_address import why_not_web
+from submitter.web_address import why_not_result
 
 
 def read_object(body: bytes | str) -> dict[str, Any]:
@@ -69,7 +69,7 @@ def url(source: Mapping[str, Any], name: str) -> str | None:
     value = source.get(name)
     if value is None or value == "":
         return None
-    reason = "it is no text" if not isinstance(value, str) else why_not_web(value)
+    reason = "it is no text" if not isinstance(value, str) else why_not_result(value)
     if reason is not None or not isinstance(value, str):
         raise Unintelligible(f"`{name}` is no http(s) URL, {reason}: {value!r:.80}")
     return value

@@ -22,7 +22,7 @@ from starlette.responses import Response
 
 from submitter.errors import InvalidSettings, LedgerUnavailable
 from submitter.ledger import Ledger, open_ledger
-from submitter.ledger.base import Disabled, Settlement, Subscription
+from submitter.ledger.base import Disabled, Quarantined, Settlement, Subscription
 from submitter.ledger.dynamodb import client as dynamodb_client
 from submitter.ledger.dynamodb.client import Credentials, sign
 from submitter.ledger.dynamodb.items import read_task
@@ -307,3 +307,28 @@ def test_a_refused_task_of_an_earlier_version_is_read_with_its_status() -> None:
     assert read_task({"doc": {"S": doc}}) == sending
     flagged = doc.replace('"vendor"', '"refused":true,"vendor"', 1)
     assert read_task({"doc": {"S": flagged}}) == msgspec.structs.replace(sending, status=TaskStatus.REFUSED)
+
+
+async def test_newer_bodies_that_displace_one_while_it_is_stored_leave_no_remains(
+    dynamodb_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger, other = DynamoLedger(dynamodb_url), open_ledger(dynamodb_url)
+    for n in range(5):
+        await ledger.quarantine(Quarantined("a", "kling", NOW + n, "new", b"old %d" % n))
+    update, calls = ledger._table.update, 0
+
+    async def interrupted(*arguments: Any, **values: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 2:  # between the two writes of one body
+            for n in range(6):
+                await other.quarantine(Quarantined("a", "kling", NOW + 100 + n, "new", b"newer %d" % n))
+        return await update(*arguments, **values)
+
+    monkeypatch.setattr(ledger._table, "update", interrupted)
+    await ledger.quarantine(Quarantined("a", "kling", NOW + 50, "new", b"displaced"))
+    await ledger.quarantine(Quarantined("a", "kling", NOW + 200, "new", b"later"))
+    kept = await ledger.quarantined(99, "a")
+    assert (len(kept), kept[0].body) == (5, b"later")
+    await ledger.close()
+    await other.close()

@@ -262,3 +262,14 @@ async def test_a_full_disk_is_an_error_and_ends_when_there_is_room(opened: Open)
     assert (await ledger.get("a")).status is TaskStatus.CREATED
     database.execute("PRAGMA max_page_count = 1000000")
     assert await ledger.reserve(large) is not None
+
+
+async def test_a_relative_path_is_kept_when_the_working_folder_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ledger = SqliteLedger("relay.db")
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    await ledger.check_write()
+    await ledger.close()

@@ -173,6 +173,8 @@ async def test_a_batch_with_a_failed_event_is_answered_after_all_others_are_subm
     assert answer.status_code == 400
     assert "1 of 2 events were submitted. These were not:\norder-1: " in answer.json()["detail"]
     assert world.kling.counts["created"] == 1  # before the answer
+    same = await client.post(url, content=msgspec.json.encode([wrong, wrong, right]), headers=headers)
+    assert "1 of 3 events were submitted" in same.json()["detail"]
     again = await client.post(url, content=msgspec.json.encode([right]), headers=headers)
     assert (again.status_code, world.kling.counts["created"]) == (202, 1)
 

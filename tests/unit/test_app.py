@@ -180,6 +180,18 @@ async def test_klings_console_test_gets_200_and_stores_nothing(receiver: Receive
     assert await receiver.ledger.quarantined(9) == []
 
 
+async def test_a_submitted_callback_without_our_id_makes_an_unconfirmed_task_due_for_a_poll(receiver: Receiver) -> None:
+    now_ms = Clock().now_ms()
+    sent = Task(
+        "lost", "kling", TaskStatus.SUBMISSION_UNKNOWN, now_ms, now_ms, POLL_POLICY, poll_at_ms=now_ms + 900_000
+    )
+    await receiver.ledger.reserve(sent)
+    first = {"id": "894", "status": "submitted", **TIMES}
+    assert result(await receiver.post(first, receiver.callback_url("lost"))) == (200, "test")
+    claimed = await receiver.ledger.claim_polls(Clock().now_ms(), 1000, 9)
+    assert [task.external_task_id for task in claimed.items] == ["lost"]
+
+
 async def test_a_report_for_a_task_that_is_not_in_the_ledger_is_quarantined(receiver: Receiver) -> None:
     lost = SUCCEEDED | {"external_id": "lost"}
     assert result(await receiver.post(lost, receiver.callback_url("lost"))) == (200, "quarantined")
@@ -192,7 +204,8 @@ def test_the_access_log_of_a_foreign_server_shows_no_token(receiver: Receiver) -
 
     path = urlsplit(receiver.callback_url()).path
     media = f"/media/a.mp4/{path.rpartition('/')[2]}"
-    for given in (path, media, "/healthz"):
+    secret = path.rpartition("/")[2]
+    for given in (path, media, f"/events?access_token={secret}", "/healthz"):
         arguments = ("127.0.0.1:1", "POST", given, "1.1", 200)
         record = logging.LogRecord("uvicorn.access", logging.INFO, "", 0, '%s - "%s %s HTTP/%s" %d', arguments, None)
         assert _without_tokens(record)

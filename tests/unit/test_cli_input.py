@@ -16,6 +16,8 @@ from receiver.cli.main import main
 from receiver.cli.submit import submit
 from submitter import log
 from submitter.ledger.sqlite.ledger import SqliteLedger
+from submitter.request import MotionControl, check_types
+from submitter.safe_json import read_json
 
 KEY = base64.b64encode(b"k" * 32).decode()
 SETTINGS = {
@@ -240,3 +242,17 @@ def test_the_sandbox_prints_every_export_that_a_second_terminal_needs(monkeypatc
         "KLING_BASE_URL", "KLING_API_KEY", "KLING_WEBHOOK_SECRET", "NOVITA_BASE_URL", "OXEN_API_KEY",
         "KLING_RELAY_ALLOW_HOSTS", "KLING_RELAY_PUBLIC_URL", "KLING_RELAY_MEDIA_STORE", "$(kling-relay",
     }  # fmt: skip
+
+
+def test_hooks_list_shows_no_path_of_an_http_endpoint() -> None:
+    """The path of a chat's webhook is its secret."""
+    Path("relay.toml").write_text('[[hook]]\nname = "a"\nurl = "https://hooks.example.com/services/T0/B0/S3CRET"\n')
+    result = run("hooks", "list")
+    assert ("https://hooks.example.com" in result.output, "S3CRET" in result.output) == (True, False), result.output
+
+
+@pytest.mark.parametrize(("text", "is_accepted"), [("C:\\u0000x", True), ("a\0b", False), ("a\\\0b", False)])
+def test_the_text_of_an_escape_is_not_the_character(text: str, is_accepted: bool) -> None:
+    problems, _ = check_types(MotionControl(image="a.png", video="b.mp4", character_orientation="video", prompt=text))
+    assert (problems == []) is is_accepted
+    assert read_json(msgspec.json.encode(text)) == text.replace("\0", "\ufffd")

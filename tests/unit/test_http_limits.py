@@ -162,7 +162,7 @@ async def test_unfinished_requests_are_bounded_together(server: Server, monkeypa
             await asyncio.sleep(0.01)
     assert server.closed["memory"] == 4  # 8 of 60,000 bytes fit into 500,000
     for _, writer in clients:
-        writer.close()
+        writer.transport.abort()
 
 
 async def test_a_trickled_request_is_closed_and_an_idle_connection_is_kept(server: Server) -> None:

@@ -252,3 +252,31 @@ def test_base64_is_accepted_for_an_image_with_or_without_a_prefix_but_not_for_a_
         assert isinstance(open_medium("video", value, inline=False), Problem)
     assert isinstance(open_medium("image", "nowhere.png", inline=True), Problem)
     assert isinstance(open_medium("image", "ftp://x/y.png", inline=True), Problem)
+
+
+def test_a_fragment_for_each_frame_is_read() -> None:
+    """30 s at 60 frames a second, with sound, as `ffmpeg -movflags frag_every_frame` writes it."""
+
+    def box(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I4s", 8 + len(body), kind) + body
+
+    def track(id: int, handler: bytes) -> bytes:
+        shown = struct.pack(">9i2I", 65536, 0, 0, 0, 65536, 0, 0, 0, 1 << 30, 640 << 16, 480 << 16)
+        header = box(b"tkhd", struct.pack(">6I", 0, 0, 0, id, 0, 0) + bytes(16) + shown)
+        sample = box(b"avc1", bytes(24) + struct.pack(">HH", 640, 480) + bytes(50))
+        described = box(b"stbl", box(b"stsd", struct.pack(">II", 0, 1) + sample))
+        kind = box(b"hdlr", bytes(8) + handler + bytes(14))
+        scale = box(b"mdhd", struct.pack(">5I", 0, 0, 0, 15360, 0) + bytes(4))
+        return box(b"trak", header + box(b"mdia", scale + kind + box(b"minf", described)))
+
+    def fragment(id: int) -> bytes:
+        head = box(b"tfhd", struct.pack(">II", 0x20000, id))
+        run = box(b"trun", struct.pack(">IIi", 1, 1, 100))
+        return box(b"moof", box(b"mfhd", bytes(8)) + box(b"traf", head + run)) + box(b"mdat", bytes(8))
+
+    extends = b"".join(box(b"trex", struct.pack(">6I", 0, id, 1, 256, 0, 0)) for id in (1, 2))
+    header = box(b"mvhd", struct.pack(">5I", 0, 0, 0, 1000, 0) + bytes(80))
+    movie = box(b"moov", header + track(1, b"vide") + track(2, b"soun") + box(b"mvex", extends))
+    data = box(b"ftyp", b"isom" + bytes(4)) + movie + fragment(1) * 1800 + fragment(2) * 1290
+    # 1,800 samples of 256 ticks at 15,360 a second
+    assert read(data).duration_s == pytest.approx(30.0)

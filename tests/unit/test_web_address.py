@@ -5,7 +5,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from submitter.web_address import HOST_MAX, NOT_ENCODED, why_not_host, why_not_server, why_not_web, without_password
+from submitter.web_address import (
+    HOST_MAX,
+    NOT_ENCODED,
+    why_not_host,
+    why_not_result,
+    why_not_server,
+    why_not_web,
+    without_password,
+)
 
 
 @pytest.mark.parametrize(
@@ -81,3 +89,28 @@ def test_any_text_is_a_host_or_has_a_reason(host: str) -> None:
     reason = why_not_host(host)
     assert reason is None or reason.startswith("its host is no")
     assert len(host) <= HOST_MAX + 1 or reason
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://relay@%2Fvar%2Frun%2Fpostgresql/relay",
+        "amqp://me:secret@broker/events?client=me@here",
+    ],
+)
+def test_sockets_and_queries_with_an_at_sign_are_accepted(url: str) -> None:
+    assert why_not_server(url) is None
+
+
+@pytest.mark.parametrize(
+    ("url", "is_accepted"),
+    [
+        ("https://cdn.example.com/a video.mp4?x=1", True),
+        ("https://my_bucket.example.com/v.mp4", True),
+        ("javascript:alert(1)", False),
+        ("https:///v.mp4", False),
+        ("https://cdn.example.com/v.mp4\nSet-Cookie: x", False),
+    ],
+)
+def test_a_results_url_is_as_the_vendor_wrote_it(url: str, is_accepted: bool) -> None:
+    assert (why_not_result(url) is None) is is_accepted

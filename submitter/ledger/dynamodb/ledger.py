@@ -15,6 +15,7 @@ import os
 from base64 import b64encode
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from itertools import count
 
 from submitter.clock import Clock
@@ -329,8 +330,10 @@ class DynamoLedger:
         kept = await self._quarantined_of(id)
         older = kept[QUARANTINED_MAX:]
         if older:  # they make room, and their repetitions are added
-            times = number(sum(read_quarantined(item).times for item in older))
-            await self._table.update(stored, "ADD #times :times", times=times)
+            others = [item for item in older if key_of(item) != stored]
+            times = number(sum(read_quarantined(item).times for item in others))
+            with suppress(Conflict):  # newer bodies have made it go too
+                await self._table.update(stored, "ADD #times :times", "attribute_exists(pk)", times=times)
             await self._table.write_many(deletes=older)
 
     async def _quarantined_of(self, id: str) -> list[Item]:

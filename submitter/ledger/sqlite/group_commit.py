@@ -99,9 +99,9 @@ class GroupWriter:
                 self._apply_all(db, [operation for operation in group if operation.decide is not None])
             if self._is_replaced():
                 self._empty_log()
-                raise sqlite3.OperationalError("the file was moved, removed or replaced: restart this process")
+                raise Replaced("the file was moved, removed or replaced: restart this process")
         except Exception as error:  # noqa: BLE001 - raised to the caller; the thread must survive it
-            if isinstance(error, sqlite3.OperationalError):  # locked, full, read-only: no operation is to blame
+            if _is_about_the_file(error):  # no operation is to blame
                 reason = LedgerUnavailable(f"could not write to the ledger {self._name!r}: {error}")
                 for operation in group:
                     operation.outcome = reason
@@ -155,6 +155,29 @@ class GroupWriter:
         SQLite finds a log by its name. It would replay this one over the file that took this one's place.
         """
         self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
+class Replaced(sqlite3.OperationalError):
+    """The file is no longer where it was opened."""
+
+
+_OF_THE_FILE = frozenset(
+    {
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_READONLY,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_PROTOCOL,
+    }
+)
+
+
+def _is_about_the_file(error: Exception) -> bool:
+    """Return whether SQLite could not write at all: the file is locked, full, read-only, moved, ..."""
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_OK) & 0xFF  # an extended code has its kind there
+    return isinstance(error, Replaced) or code in _OF_THE_FILE
 
 
 def _identity(path: str) -> tuple[int, int] | None:

@@ -7,6 +7,7 @@
 """
 
 import asyncio
+import os
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -66,7 +67,7 @@ class SqliteLedger:
     """The `Ledger` protocol on one SQLite file."""
 
     def __init__(self, path: str | Path) -> None:
-        self._path = str(path)
+        self._path = os.path.abspath(path)
         try:
             with ExitStack() as opened:  # closes all connections if one fails
                 connections = [opened.enter_context(closing(_connect(self._path))) for _ in range(3)]

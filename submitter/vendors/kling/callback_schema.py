@@ -12,9 +12,10 @@ import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from submitter.errors import Unintelligible
+from submitter.web_address import RESULT_PATTERN
 
 Id = Annotated[str, Meta(min_length=1, max_length=128)]
-Url = Annotated[str, Meta(pattern=r"^https?://[^\s/?#]+[^\s]*$")]
+Url = Annotated[str, Meta(pattern=RESULT_PATTERN)]
 Decimal = Annotated[str, Meta(pattern=r"^([0-9]+([.][0-9]+)?)?$", description="a decimal number, or empty")]
 Milliseconds = Annotated[int, Meta(ge=0, description="Unix milliseconds")]
 V1Status = Annotated[str, Meta(examples=["submitted", "processing", "succeed", "failed"])]
