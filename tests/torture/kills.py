@@ -274,8 +274,8 @@ async def storm(
 
 
 def run(seed: int, folder: Path) -> Round:
-    """Run one round: an engine by turns, 100 kills."""
+    """Run one round: an engine by turns, 250 kills."""
     engine = ENGINES[seed % len(ENGINES)]
     if engine == "postgres" and not is_listening(5432):
         raise Missing("PostgreSQL is not on this machine")
-    return asyncio.run(storm(seed, folder, engine, 100, jumps=seed % 4 == 0))
+    return asyncio.run(storm(seed, folder, engine, 250, jumps=seed % 4 == 0))
