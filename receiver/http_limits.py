@@ -23,7 +23,9 @@ REQUEST_S = 10.0
 HEADERS = 128
 """Header lines of one request: an empty one costs forty times its bytes in memory."""
 
-PIPELINED = 4
+PIPELINED = 16
+"""Requests of one connection that wait for the one before; together they have HEADER_BYTES of headers at most."""
+
 HELD_BYTES = 64 * 1024 * 1024
 """Bytes of requests without an answer, of all connections together; checked each second."""
 
@@ -127,7 +129,7 @@ class BoundedProtocol(HttpToolsProtocol):
         """Whether it is kept alive between two requests, which uvicorn's own timer limits."""
         self._is_complete = False
         self._is_refused = False
-        self._unparsed = self.held = 0
+        self._unparsed = self.held = self._queued = 0
         self._running: RequestResponseCycle | None = None
         """The request that is answered now; `cycle` is the last one that was received."""
 
@@ -170,17 +172,20 @@ class BoundedProtocol(HttpToolsProtocol):
             return
         if len(self.headers) > HEADERS:
             self.close_because("headers", 431)
-        elif self._unparsed > limits.header_bytes:  # the headers of this request, or much data behind them
-            size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
-            if size > limits.header_bytes:
-                self.close_because("headers", 431)
+        elif self._unparsed > limits.header_bytes and self._header_size() > limits.header_bytes:
+            self.close_because("headers", 431)  # else there is only much data behind them
         self._unparsed = 0
-        if len(self.pipeline) >= limits.pipelined:
+        is_waiting = self.cycle is not None and not self.cycle.response_complete
+        self._queued = self._queued + self._header_size() if is_waiting else 0
+        if len(self.pipeline) >= limits.pipelined or self._queued > limits.header_bytes:
             self.close_because("pipelined")
         if not self._is_refused:
             super().on_headers_complete()
             if not self.pipeline:
                 self._running = self.cycle
+
+    def _header_size(self) -> int:
+        return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
 
     def on_body(self, body: bytes) -> None:
         self._unparsed = 0

@@ -19,7 +19,7 @@ def is_listening(port: int) -> bool:
 PORTS, WORKERS = range(10240, 32768), 16
 _slice = len(PORTS) // WORKERS
 _first = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % WORKERS * _slice
-_turn = itertools.count(os.getpid())
+_turn = itertools.count(os.getpid() * 7919)  # far from that of the next process
 
 
 def free_port() -> int:

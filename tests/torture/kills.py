@@ -11,7 +11,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +20,7 @@ import asyncpg
 import httpx
 import msgspec
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Mount, Route
 
@@ -90,7 +90,9 @@ class Storm:
             self.acknowledged.append(Acknowledged(id, status, time.time_ns() // 1_000_000))
 
     async def _receive(self, request: Request) -> Response:
-        self.received.append(Received(request.path_params["hook"], request.headers["webhook-id"], await request.body()))
+        with suppress(ClientDisconnect):  # its sender was killed
+            body = await request.body()
+            self.received.append(Received(request.path_params["hook"], request.headers["webhook-id"], body))
         return Response(status_code=204)
 
     @asynccontextmanager

@@ -165,6 +165,14 @@ async def test_unfinished_requests_are_bounded_together(server: Server, monkeypa
         writer.transport.abort()
 
 
+async def test_the_headers_of_pipelined_requests_are_bounded_together(server: Server) -> None:
+    reader, writer = await server.connect()
+    writer.write((b"GET /hold HTTP/1.1\r\nhost: x\r\na: " + b"x" * 30_000 + b"\r\n\r\n") * 5)
+    await read_all(reader)
+    writer.close()
+    assert server.closed == {"pipelined": 1}
+
+
 async def test_a_trickled_request_is_closed_and_an_idle_connection_is_kept(server: Server) -> None:
     idle_reader, idle = await server.connect()
     idle.write(POST)
