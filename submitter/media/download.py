@@ -1,5 +1,6 @@
 """Downloads results through the SSRF guard, atomically."""
 
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -30,6 +31,9 @@ async def download(url: str, target: Path, allow_hosts: frozenset[str], max_byte
                 reason = f"its URL returned HTTP {response.status_code}"
                 remedy = "If the URL has expired, `kling-relay tasks refresh` asks the vendor for a new one."
                 raise CannotFetch(f"{target.name} was not saved: {reason}. {remedy}")
+            wrong = _why_no_video(response)
+            if wrong is not None:
+                raise CannotFetch(f"{target.name} was not saved: its URL returned {wrong}.")
             size = 0
             with part.open("wb") as file:
                 async for chunk in response.aiter_raw():
@@ -41,4 +45,15 @@ async def download(url: str, target: Path, allow_hosts: frozenset[str], max_byte
     except (httpx.HTTPError, httpx.InvalidURL, UnicodeError, OSError) as error:
         raise CannotFetch(f"{target.name} was not saved: {error}") from error
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):  # it would hide why the download failed
+            part.unlink(missing_ok=True)
+
+
+def _why_no_video(response: httpx.Response) -> str | None:
+    """Return what a 200 has instead of a video (an error page of a proxy or a storage), or None."""
+    encoding = response.headers.get("content-encoding", "identity").lower()
+    if encoding != "identity":
+        return f"a compressed body ({encoding:.40})"
+    kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+    is_document = kind.startswith("text/") or kind.endswith(("json", "xml"))
+    return f"a document ({kind:.40})" if is_document else None

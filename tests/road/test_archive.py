@@ -8,12 +8,17 @@ from urllib.parse import unquote, urlsplit
 import boto3
 import httpx
 import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 
 from receiver.destinations import open_destination
 from receiver.hook import Hook
 from submitter.errors import InvalidSettings
 from submitter.ledger.base import Delivery
 from submitter.media.download import CannotFetch, download
+from submitter.sandbox.server import free_socket, listening
 from submitter.task import TaskStatus
 from tests.world import World
 
@@ -94,6 +99,25 @@ async def test_a_result_that_is_larger_than_the_limit_is_not_saved(world: World,
     assert list(tmp_path.glob("result*")) == []
     await download(url, target, frozenset({"127.0.0.1"}), size)
     assert target.stat().st_size == size
+
+
+@pytest.mark.parametrize(
+    ("headers", "reason"),
+    [
+        ({"content-type": "text/html; charset=utf-8"}, "a document"),
+        ({"content-type": "application/problem+json"}, "a document"),
+        ({"content-type": "video/mp4", "content-encoding": "gzip"}, "a compressed body"),
+    ],
+)
+async def test_an_error_page_with_status_200_is_no_result(tmp_path: Path, headers: dict[str, str], reason: str) -> None:
+    async def answer(request: Request) -> Response:
+        return Response(b"<html>busy</html>", headers=headers)
+
+    bound, url = free_socket()
+    async with listening(Starlette(routes=[Route("/v.mp4", answer)]), bound):
+        with pytest.raises(CannotFetch, match=reason):
+            await download(f"{url}/v.mp4", tmp_path / "result.mp4", frozenset({"127.0.0.1"}))
+    assert list(tmp_path.glob("result*")) == []
 
 
 async def test_an_invalid_or_unwritable_archive_is_reported(tmp_path: Path) -> None:
