@@ -113,6 +113,9 @@ class HookState(msgspec.Struct, frozen=True):
     paused_until_ms: int = 0
 
 
+AHEAD_MAX_MS = 31 * 86_400_000
+"""A poll or a delivery that is due later than this from now was leased while a clock was wrong: it is due now."""
+
 QUARANTINED_MAX = 5
 """The bodies that are kept of a task: where nothing is signed, anyone with its callback URL can send any number."""
 
@@ -212,7 +215,8 @@ class Tasks(Protocol):
     async def claim_polls(self, now_ms: int, lease_ms: int, limit: int) -> Claimed[Task]:
         """Lease up to `limit` tasks whose poll is due, the longest overdue first.
 
-        No other claim returns a leased task before `now_ms + lease_ms`. An `apply` that changes the
+        No other claim returns a leased task before `now_ms + lease_ms`, unless that is more than AHEAD_MAX_MS
+        from the other claim's time: then a clock was ahead, and the lease ends at once. An `apply` that changes the
         task ends the lease: the next poll is then due at the task's own `poll_at_ms`.
         """
         ...
@@ -252,8 +256,8 @@ class Outbox(Protocol):
         An event leaves the outbox with one delivery for each subscription that wants its type, even
         when several workers claim at once. The delivery is due, or dead if the hook is disabled.
 
-        No other claim returns a leased delivery before `now_ms + lease_ms`. Its incremented
-        `attempts` is durable before it is returned.
+        No other claim returns a leased delivery before `now_ms + lease_ms`, but for a lease that was taken by a
+        clock that was ahead, as with polls. Its incremented `attempts` is durable before it is returned.
 
         For an ordered hook, a delivery is blocked until every earlier event of its task is done or
         dead. Blocked deliveries take none of the capacity. A hook without capacity delays no other.

@@ -18,6 +18,7 @@ from submitter.observation import FailedOver, NoAnswer, Report, SendLease, Uncon
 from submitter.schedule import Backoff, PollPolicy
 from submitter.task import Task, TaskStatus
 from submitter.transition import Transition, transition
+from tests.conformance.ledger_clocks import ClockSuite
 from tests.conformance.ledger_quarantine import QuarantineSuite
 
 NOW = 1_781_080_800_000
@@ -42,7 +43,7 @@ async def succeed(ledger: Ledger, id: str) -> None:
         await ledger.apply(id, report(status))
 
 
-class LedgerSuite(QuarantineSuite):
+class LedgerSuite(QuarantineSuite, ClockSuite):
     """What `submitter.ledger.base.Ledger` promises."""
 
     async def test_reserve_is_idempotent(self, opened: Open) -> None:

@@ -34,7 +34,7 @@ from submitter.ledger.dynamodb.items import (
     task_partition,
     text,
 )
-from submitter.ledger.dynamodb.queue import Queue
+from submitter.ledger.dynamodb.queue import IS_DUE, Queue, due_at
 from submitter.ledger.dynamodb.table import Conflict, Table
 
 RECENT_MAX = 1000  # recent writes kept in memory, for each hook and for events: the index has the others
@@ -147,9 +147,9 @@ class Deliveries:
                 item = await self._table.update(
                     key_of(entry),
                     "SET #attempts = #attempts + :one, #at = :until, #due = :due, #ordered = :ordered",
-                    "#queue = :queue AND #at <= :now",
+                    IS_DUE,
                     queue=entry["queue"],
-                    now=text(sortable(now_ms)),
+                    **due_at(now_ms),
                     one=number(1),
                     until=text(sortable(until_ms)),
                     due=number(until_ms),

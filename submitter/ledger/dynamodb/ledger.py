@@ -62,6 +62,7 @@ from submitter.ledger.dynamodb.items import (
     text,
 )
 from submitter.ledger.dynamodb.options import Options
+from submitter.ledger.dynamodb.queue import IS_DUE, due_at
 from submitter.ledger.dynamodb.records import Records
 from submitter.ledger.dynamodb.table import Conflict, Table
 from submitter.task import Task, TaskStatus
@@ -237,11 +238,9 @@ class DynamoLedger:
     async def claim_polls(self, now_ms: int, lease_ms: int, limit: int) -> Claimed[Task]:
         async def claim(open_task: Item) -> str | None:
             until, queue = text(sortable(now_ms + lease_ms)), open_task["queue"]
-            condition, change = "#queue = :queue AND #at <= :now", "SET #at = :until"
+            values = {"queue": queue, "until": until, **due_at(now_ms)}
             try:
-                item = await self._table.update(
-                    key_of(open_task), change, condition, queue=queue, now=text(sortable(now_ms)), until=until
-                )
+                item = await self._table.update(key_of(open_task), "SET #at = :until", IS_DUE, **values)
             except Conflict:
                 return None
             return str(item["id"]["S"])

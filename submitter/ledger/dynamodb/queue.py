@@ -4,12 +4,21 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
-from submitter.ledger.dynamodb.items import Item, sortable
+from submitter.ledger.base import AHEAD_MAX_MS
+from submitter.ledger.dynamodb.items import Item, sortable, text
 from submitter.ledger.dynamodb.table import Table
 
 T = TypeVar("T")
 Claim = Callable[[Item], Awaitable[T | None]]
 """Claims an entry's item by a conditional write; returns None if another worker was faster."""
+
+IS_DUE = "#queue = :queue AND (#at <= :now OR #at > :ahead)"
+"""The condition of a claim; `due_at` returns its times."""
+
+
+def due_at(now_ms: int) -> dict[str, Item]:
+    """Return until when, and from when, an entry's time makes it due."""
+    return {"now": text(sortable(now_ms)), "ahead": text(sortable(now_ms + AHEAD_MAX_MS))}
 
 
 class Queue:
@@ -26,6 +35,10 @@ class Queue:
         """Lower `next_due_ms` to `at_ms`."""
         self.next_due_ms = at_ms if self.next_due_ms is None else min(self.next_due_ms, at_ms)
 
+    def is_due(self, at: str) -> bool:
+        """Return whether an entry is due: its time has come, or was written while a clock was far ahead."""
+        return at <= sortable(self._now_ms) or at > sortable(self._now_ms + AHEAD_MAX_MS)
+
     async def claim(self, capacity: int, claim: Claim[T], recent: Sequence[Item] = ()) -> tuple[list[T], list[Item]]:
         """Claim up to `capacity` due entries, the longest overdue first.
 
@@ -36,7 +49,7 @@ class Queue:
         tried: set[tuple[str, str]] = set()
         entries, may_be_more = list(recent), True
         while True:  # each round tries each entry once
-            due = {_id(entry): entry for entry in entries if entry["at"]["S"] <= sortable(self._now_ms)}
+            due = {_id(entry): entry for entry in entries if self.is_due(entry["at"]["S"])}
             later = [entry for entry in entries if _id(entry) not in due]
             if later:
                 self.note_due(min(int(entry["at"]["S"]) for entry in later))

@@ -5,7 +5,7 @@ deliveries without waiting for each other (SKIP LOCKED). Until a worker commits,
 its events in the outbox; so the check for an ordered hook reads the outbox too.
 """
 
-from submitter.ledger.base import HOOK_DISABLED
+from submitter.ledger.base import AHEAD_MAX_MS, HOOK_DISABLED
 
 # Moves events from the outbox to deliveries: one for each hook that wants the event, dead if that hook is disabled.
 # $1 limit, $2 now, $3 hooks, $4 endpoint fingerprints, $5 each hook's event types (comma-separated; NULL: all)
@@ -45,7 +45,10 @@ SUBSCRIPTIONS = "unnest($1::text[], $2::int[], $3::bool[]) AS s (hook, capacity,
 
 # $1 hooks, $2 capacities, $3 which are ordered, $4 now, $5 when the lease ends
 CLAIM = f"""
-WITH claimed AS (
+WITH ahead AS (
+    UPDATE SCHEMA.deliveries SET due_at_ms = $4
+    WHERE hook = ANY($1) AND state = 'due' AND due_at_ms > $4 + {AHEAD_MAX_MS}::bigint
+), claimed AS (
     UPDATE SCHEMA.deliveries SET attempts = attempts + 1, due_at_ms = $5
     WHERE id IN (
         SELECT p.id FROM {SUBSCRIPTIONS} CROSS JOIN LATERAL (

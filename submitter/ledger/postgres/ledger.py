@@ -17,6 +17,7 @@ import asyncpg
 from submitter.errors import TaskNotFound
 from submitter.event import Event
 from submitter.ledger.base import (
+    AHEAD_MAX_MS,
     QUARANTINED_MAX,
     Applied,
     Claimed,
@@ -95,7 +96,8 @@ AND ($3::text IS NULL OR (created_at_ms, external_task_id) <
 ORDER BY created_at_ms DESC, external_task_id DESC LIMIT $4
 """
 
-CLAIM_POLLS = """
+CLAIM_POLLS = f"""
+WITH ahead AS (UPDATE SCHEMA.tasks SET poll_at_ms = $1 WHERE poll_at_ms > $1 + {AHEAD_MAX_MS}::bigint)
 UPDATE SCHEMA.tasks SET poll_at_ms = $2 WHERE external_task_id IN (
     SELECT external_task_id FROM SCHEMA.tasks WHERE poll_at_ms <= $1
     ORDER BY poll_at_ms LIMIT $3 FOR UPDATE SKIP LOCKED

@@ -10,7 +10,16 @@ from typing import Any
 import msgspec
 
 from submitter.event import Event
-from submitter.ledger.base import HOOK_DISABLED, Claimed, Delivery, DeliveryState, HookState, Settlement, Subscription
+from submitter.ledger.base import (
+    AHEAD_MAX_MS,
+    HOOK_DISABLED,
+    Claimed,
+    Delivery,
+    DeliveryState,
+    HookState,
+    Settlement,
+    Subscription,
+)
 
 EVENTS_PER_CLAIM = 1000  # events that one claim takes from the outbox
 
@@ -36,6 +45,9 @@ def claim(
 ) -> Claimed[Delivery]:
     """Create deliveries for events in the outbox, then lease due deliveries."""
     has_more = _create_deliveries(db, subscriptions, now_ms)
+    db.execute(
+        "UPDATE deliveries SET due_at_ms = ? WHERE state = 'due' AND due_at_ms > ?", (now_ms, now_ms + AHEAD_MAX_MS)
+    )
     claimed: list[Delivery] = []
     next_due = [now_ms] if has_more else []
     for subscription in subscriptions:

@@ -20,6 +20,7 @@ import msgspec
 from submitter.errors import LedgerUnavailable, TaskNotFound
 from submitter.event import Event
 from submitter.ledger.base import (
+    AHEAD_MAX_MS,
     Applied,
     Claimed,
     Delivery,
@@ -163,6 +164,7 @@ class SqliteLedger:
 
     async def claim_polls(self, now_ms: int, lease_ms: int, limit: int) -> Claimed[Task]:
         def run(db: sqlite3.Connection) -> Claimed[Task]:
+            db.execute("UPDATE tasks SET poll_at_ms = ? WHERE poll_at_ms > ?", (now_ms, now_ms + AHEAD_MAX_MS))
             rows = db.execute(
                 "SELECT doc FROM tasks WHERE poll_at_ms <= ? ORDER BY poll_at_ms LIMIT ?", (now_ms, limit)
             ).fetchall()
