@@ -9,6 +9,7 @@ from receiver.destinations import kinds
 from receiver.hook import EVENTS, SCHEDULE_S, Hook
 from receiver.signature import Secret, read_secret
 from submitter.errors import InvalidSettings, Problem
+from submitter.schedule import DELAY_MAX_S
 from submitter.web_address import why_not_server, why_not_web
 
 if TYPE_CHECKING:
@@ -77,8 +78,10 @@ def _hook(
     schedule = table.get("schedule", list(SCHEDULE_S))
     require(
         "schedule",
-        isinstance(schedule, list) and bool(schedule) and all(_is_number(delay, 0) for delay in schedule),
-        "a list of seconds, one for each attempt",
+        isinstance(schedule, list)
+        and bool(schedule)
+        and all(_is_number(delay, 0) and delay <= DELAY_MAX_S for delay in schedule),
+        f"a list of seconds, one for each attempt, each at most {DELAY_MAX_S}",
         "Use for example [0, 5, 60].",
     )
     timeout_s, rate = table.get("timeout_s", 15), table.get("rate")

@@ -27,7 +27,7 @@ PIPELINED = 16
 """Requests of one connection that wait for the one before; together they have HEADER_BYTES of headers at most."""
 
 HELD_BYTES = 64 * 1024 * 1024
-"""Bytes of requests without an answer, of all connections together; checked each second."""
+"""Bytes of unfinished requests, of all connections together; checked each second."""
 
 RESERVED_FILES = 124
 """File descriptors that are kept for everything but clients: ledger, hooks, vendors."""

@@ -90,10 +90,18 @@ class Creator:
         self._lease_ms = int(sending_lease_s * 1000)
         self._queues: dict[str, asyncio.Lock] = {}
 
-    def send_lease(self, lease_owner: str | None, **kinds: bool | int | None) -> SendLease:
-        """Return a lease to send for `lease_owner`, from now on; for its `kinds` see `SendLease`."""
+    def send_lease(
+        self,
+        lease_owner: str | None,
+        *,
+        begins: bool = False,
+        renews: bool = False,
+        refused: bool = False,
+        absent_at_ms: int | None = None,
+    ) -> SendLease:
+        """Return a lease to send for `lease_owner`, from now on; for the rest see `SendLease`."""
         until_ms = self._clock.now_ms() + self._lease_ms
-        return msgspec.structs.replace(SendLease(lease_owner or "", until_ms), **kinds)
+        return SendLease(lease_owner or "", until_ms, begins, renews, refused, absent_at_ms)
 
     async def create(self, task: Task, build: BuildRequest, candidates: Sequence[Candidate]) -> Task:
         """Send the create request until its outcome is known, and return the created task.
@@ -189,11 +197,8 @@ class Creator:
                 current = await self.observe(task.external_task_id, lease)
                 if current.status not in SENDABLE:
                     return current
-                if (
-                    current.status is TaskStatus.REFUSED
-                    or current.lease_owner != task.lease_owner
-                    or current.vendor != vendor.vendor.name
-                ):
+                # A refused task has no owner.
+                if (current.lease_owner, current.vendor) != (task.lease_owner, vendor.vendor.name):
                     raise _taken_over(task)
                 result = read_create(vendor.vendor, await self.http.run(request, fresh=True))
                 if isinstance(result, Report):

@@ -70,7 +70,7 @@ class Reservations:
         if task.status is TaskStatus.REFUSED:
             async with self._queues.setdefault(blank.vendor, asyncio.Lock()):
                 await self._free_slot(candidates)
-                task = await self._take(task, lease(), candidates[0])
+                task = await self._take(await self._ledger.get(task.external_task_id), lease(), candidates[0])
         return task if task.lease_owner == lease_owner else await self._take_over(task, lease, candidates[0])
 
     async def _free_slot(self, candidates: Sequence[Candidate]) -> None:

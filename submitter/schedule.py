@@ -49,5 +49,8 @@ SLOT_BACKOFF = Backoff(first_s=1, factor=2, max_s=60)
 OUTAGE_BACKOFF = Backoff(first_s=2, factor=2, max_s=60)
 """After a temporary refusal other than 429, a failed connection or a broken event stream."""
 
+DELAY_MAX_S = 30 * 86_400
+"""The longest delay of a poll or an attempt: what is due much later was stored while a clock was wrong."""
+
 LOOK_FOR_S = (0.0, 2.0, 3.0, 5.0)
 """Pauses before each lookup of a task whose create was not answered: a task absent for 10 s does not exist."""

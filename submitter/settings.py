@@ -10,7 +10,7 @@ import msgspec
 
 from submitter.callback_url import KeyRing
 from submitter.errors import InvalidRequest, InvalidSettings, Problem
-from submitter.schedule import Backoff, PollPolicy
+from submitter.schedule import DELAY_MAX_S, Backoff, PollPolicy
 from submitter.vendors.base import CallbackSetting, Vendor, VendorSetup
 from submitter.vendors.registry import vendors as installed_vendors
 from submitter.web_address import why_not_web, without_password
@@ -18,6 +18,7 @@ from submitter.web_address import why_not_web, without_password
 CONFIG_FILE = "relay.toml"
 
 # The top-level names of relay.toml; each is also read from KLING_RELAY_<NAME>.
+NUMBER_MAX = 1e12
 COMMON = ("public_url", "ledger", "keys", "allow_hosts", "poll_after_s", "abandon_after_s", "media_store", "parallel")
 RECEIVER = ("tick_token", "events_token", "log", "body_limit", "deliver", "deliver_budget_s")
 OF_VENDOR = ("confirm", "callbacks", "parallel", "poll_after_s")
@@ -105,8 +106,16 @@ class Reader:
             value = str(value).lower()
         return None if value is None else self.secret(f"{name} in {CONFIG_FILE}", str(value))
 
-    def number(self, name: str, default: float | None, *, vendor: str | None = None, least: float = 0) -> float | None:
-        """Return a number of at least `least`; add a problem and return `default` for any other value."""
+    def number(
+        self,
+        name: str,
+        default: float | None,
+        *,
+        vendor: str | None = None,
+        least: float = 0,
+        most: float = NUMBER_MAX,
+    ) -> float | None:
+        """Return a number from `least` to `most`; add a problem and return `default` for any other value."""
         value = self.text(name, vendor=vendor)
         if value is None:
             return default
@@ -114,9 +123,11 @@ class Reader:
             found = float(value)
         except ValueError:
             found = float("nan")
-        if not least <= found < 1e12:
-            limit = f"a number of at least {least:g}"
-            self.problem(self._place(name, vendor), repr(value), limit, f"Use {least:g} or more.")
+        if not least <= found <= most:
+            is_open = most == NUMBER_MAX
+            limit = f"a number of at least {least:g}" if is_open else f"a number from {least:g} to {most:.0f}"
+            remedy = f"Use {least:g} or more." if is_open else f"Use {least:g} to {most:.0f}."
+            self.problem(self._place(name, vendor), repr(value), limit, remedy)
             return default
         return found
 
@@ -282,7 +293,7 @@ def _vendors(reader: Reader) -> dict[str, VendorSettings]:
     reader.check_names(reader.table.get("vendor", {}), tuple(known), "vendor")
     vendors = {}
     common = _Common(
-        reader.number("poll_after_s", None, least=0.01),
+        reader.number("poll_after_s", None, least=0.01, most=DELAY_MAX_S),
         reader.number("abandon_after_s", None, least=1),
         reader.number("parallel", None, least=1),
     )
@@ -326,7 +337,7 @@ class _Common(msgspec.Struct, frozen=True):
 
 def _vendor(reader: Reader, vendor: Vendor, common: _Common, callbacks: CallbackSetting) -> VendorSettings:
     name, default = vendor.name, vendor.poll_policy
-    after_s = reader.number("poll_after_s", common.poll_after_s, vendor=name, least=0.01)
+    after_s = reader.number("poll_after_s", common.poll_after_s, vendor=name, least=0.01, most=DELAY_MAX_S)
     parallel = reader.number("parallel", common.parallel, vendor=name, least=1)
     while_expected, while_unexpected = default.while_expected, default.while_unexpected
     if after_s is not None:

@@ -12,7 +12,7 @@ import pytest
 from submitter.ledger.sqlite.ledger import SqliteLedger
 from submitter.sandbox.media import make_image, make_video
 from submitter.vendors.registry import vendors
-from tests.conformance.aws_stand_ins import MINISTACK, run_ministack, run_moto
+from tests.conformance.aws_stand_ins import AWS, MINISTACK, run_ministack, run_moto
 from tests.conformance.brokers import is_listening
 from tests.world import World
 
@@ -114,13 +114,7 @@ def aws(moto: str, monkeypatch: pytest.MonkeyPatch) -> str:
 
 def use_aws(url: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """Set the environment variables that lead AWS's clients to the stand-in at `url`; return `url`."""
-    values = {
-        "AWS_ENDPOINT_URL": url,
-        "AWS_REGION": "us-east-1",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_ACCESS_KEY_ID": "key",
-        "AWS_SECRET_ACCESS_KEY": "secret",
-    }
+    values = {**AWS, "AWS_ENDPOINT_URL": url}
     for name, value in values.items():
         monkeypatch.setenv(name, value)
     return url

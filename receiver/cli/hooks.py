@@ -188,4 +188,5 @@ def _test_event(clock: Clock) -> Event:
 
 def _shown(url: str) -> str:
     """Return where a hook leads to: of an HTTP endpoint only its host, since its path may be a secret."""
-    return without_password("/".join(re.split("[/?#]", url)[:3])) if url.startswith("http") else without_password(url)
+    endpoint = re.match("https?://[^/?#]+", url)
+    return without_password(endpoint[0] if endpoint else url)

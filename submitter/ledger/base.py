@@ -19,6 +19,7 @@ from typing import Generic, Literal, Protocol, TypeVar
 import msgspec
 
 from submitter.event import Event
+from submitter.schedule import DELAY_MAX_S
 from submitter.task import Task, TaskStatus
 from submitter.transition import Decide, Transition
 
@@ -113,7 +114,7 @@ class HookState(msgspec.Struct, frozen=True):
     paused_until_ms: int = 0
 
 
-AHEAD_MAX_MS = 31 * 86_400_000
+AHEAD_MAX_MS = (DELAY_MAX_S + 86_400) * 1000
 """A poll or a delivery that is due later than this from now was leased while a clock was wrong: it is due now."""
 
 QUARANTINED_MAX = 5
@@ -215,9 +216,9 @@ class Tasks(Protocol):
     async def claim_polls(self, now_ms: int, lease_ms: int, limit: int) -> Claimed[Task]:
         """Lease up to `limit` tasks whose poll is due, the longest overdue first.
 
-        No other claim returns a leased task before `now_ms + lease_ms`, unless that is more than AHEAD_MAX_MS
-        from the other claim's time: then a clock was ahead, and the lease ends at once. An `apply` that changes the
-        task ends the lease: the next poll is then due at the task's own `poll_at_ms`.
+        No other claim returns a leased task before `now_ms + lease_ms`, unless that is more than AHEAD_MAX_MS from
+        its own time: then a clock was ahead, and the next claim may return it. An `apply` that changes the task ends
+        the lease: the next poll is then due at the task's own `poll_at_ms`.
         """
         ...
 

@@ -21,7 +21,10 @@ def listening_process(
     python: str = sys.executable,
     settings: Mapping[str, str] | None = None,
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a Python process while the block runs. The block starts once the process listens at `port`."""
+    """Run a process, of Python unless `python` is another program, while the block runs.
+
+    The block starts once the process listens at `port`. That is asked again and again: no event says so.
+    """
     with log.open("w") as file:
         environ = os.environ | (settings or {})
         process = subprocess.Popen([python, *arguments], stdout=file, stderr=file, env=environ)

@@ -26,7 +26,10 @@ from submitter.task import Task, TaskStatus
 from submitter.vendors.kling.protocol import POLL_POLICY
 
 KEY = base64.b64encode(b"k" * 32).decode()
-WEBHOOK = base64.b64encode(b"w" * 32).decode()
+WEBHOOK_KEY = b"w" * 32
+WEBHOOK = base64.b64encode(WEBHOOK_KEY).decode()
+FIRST_ID = 893605946402811985
+"""The vendor's id of the task with number 0."""
 
 
 def bare() -> Starlette:
@@ -111,7 +114,7 @@ def fill(path: Path, prefix: str, count: int, status: TaskStatus = TaskStatus.SU
             created_at_ms=now_ms,
             updated_at_ms=now_ms,
             poll_policy=POLL_POLICY,
-            task_id=str(893605946402811985 + i),
+            task_id=str(FIRST_ID + i),
             sequence=1,
             poll_at_ms=now_ms + 900_000 if status is TaskStatus.SUBMITTED else None,
             request={"image": "https://example.com/girl.png", "video": "https://example.com/dance.mp4"},
@@ -132,29 +135,15 @@ def callbacks(prefix: str, count: int, first: int = 0) -> list[bytes]:
     """Return signed callback requests: `processing` for each task, then `succeeded` for each."""
     ring = KeyRing.read(f"bench:{KEY}")
     numbers = range(first, first + count)
-    return [callback(prefix, n, status, ring, b"w" * 32) for status in ("processing", "succeeded") for n in numbers]
+    return [callback(prefix, n, status, ring, WEBHOOK_KEY) for status in ("processing", "succeeded") for n in numbers]
 
 
 def callback(prefix: str, number: int, status: str, ring: KeyRing, secret: bytes) -> bytes:
     """Return one callback request of Kling, with its URL signed by `ring` and its body by `secret`."""
     now_s = time.time()
     timestamp = str(int(now_s))
-    id = str(893605946402811985 + number)
-    task: dict[str, object] = {
-        "id": id,
-        "status": status,
-        "message": "",
-        "create_time": int(now_s * 1000),
-        "update_time": int(now_s * 1000) + 1,
-        "external_id": f"{prefix}-{number}",
-        "outputs": [],
-        "billing": [],
-    }
-    if status == "succeeded":
-        url = f"https://cdn.example.com/{id}.mp4?signature=0123456789abcdef0123456789abcdef"
-        task["outputs"] = [{"type": "video", "id": id, "url": url, "duration": "5.041"}]
-        task["billing"] = [{"charge_type": "unit", "amount": "4.5", "package_type": "video"}]
-    body = msgspec.json.encode(task)
+    body = callback_body(prefix, number, status, now_s)
+    id = str(FIRST_ID + number)
     signed = f"{id}-{status}.{timestamp}.".encode() + body
     signature = base64.b64encode(hmac.digest(secret, signed, "sha256")).decode()
     path = callback_url("", ring, "kling", f"{prefix}-{number}", now_s)
@@ -164,6 +153,26 @@ def callback(prefix: str, number: int, status: str, ring: KeyRing, secret: bytes
         f"webhook-signature: v1,{signature}\r\n\r\n"
     )
     return head.encode() + body
+
+
+def callback_body(prefix: str, number: int, status: str, now_s: float) -> bytes:
+    """Return the body of Kling's callback about a task."""
+    id, now_ms = str(FIRST_ID + number), int(now_s * 1000)
+    task: dict[str, object] = {
+        "id": id,
+        "status": status,
+        "message": "",
+        "create_time": now_ms,
+        "update_time": now_ms + 1,
+        "external_id": f"{prefix}-{number}",
+        "outputs": [],
+        "billing": [],
+    }
+    if status == "succeeded":
+        url = f"https://cdn.example.com/{id}.mp4?signature=0123456789abcdef0123456789abcdef"
+        task["outputs"] = [{"type": "video", "id": id, "url": url, "duration": "5.041"}]
+        task["billing"] = [{"charge_type": "unit", "amount": "4.5", "package_type": "video"}]
+    return msgspec.json.encode(task)
 
 
 def main() -> None:

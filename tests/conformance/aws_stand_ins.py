@@ -13,6 +13,14 @@ from typing import Any
 from tests.bench.processes import listening_process
 from tests.conformance.brokers import free_port
 
+AWS = {
+    "AWS_REGION": "us-east-1",
+    "AWS_DEFAULT_REGION": "us-east-1",
+    "AWS_ACCESS_KEY_ID": "key",
+    "AWS_SECRET_ACCESS_KEY": "secret",
+}
+"""The environment variables that AWS's clients need besides AWS_ENDPOINT_URL."""
+
 MINISTACK = Path(sys.prefix) / "ministack" / "bin" / "python"
 
 

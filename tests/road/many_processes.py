@@ -87,7 +87,7 @@ async def fill(ledger: Ledger, prefix: str, count: int, first: int = 0) -> None:
                         now_ms,
                         now_ms,
                         POLL_POLICY,
-                        task_id=str(893605946402811985 + n),
+                        task_id=str(servers.FIRST_ID + n),
                         sequence=1,
                         poll_at_ms=now_ms + 900_000,
                         metadata={"order": str(n)},

@@ -154,3 +154,24 @@ async def test_a_submitter_that_lost_its_lease_says_so_and_changes_nothing(world
     with pytest.raises(SubmissionUnknown, match="stopped for longer than its lease"):
         await creator._record_refusal(task, "no balance")
     assert (await world.submitter._ledger.get("order-1")) == taken
+
+
+async def test_a_takeover_after_a_wait_for_a_slot_decides_by_the_row_as_it_is_then(world: World) -> None:
+    """Meanwhile another submitter restarted the task, moved it, began to send, and died."""
+    world.stand_in("novita")
+    await world.start(receiver=False)
+    submitter, creator = world.submitter, world.submitter.creator
+    prepared = await submitter.prepare(world.request(external_task_id="order-1", vendor="kling,novita"))
+    candidates = [await submitter._candidate(name) for name in ("kling", "novita")]
+    first = await submitter._reservations.reserve(prepared, candidates, callback=True)
+    await creator.observe("order-1", CreateRefused("no balance", first.lease_owner))
+
+    async def wait_while_another_sends(_: object) -> None:
+        restarted = await creator.observe("order-1", creator.send_lease("other"))
+        await creator.move_to(restarted, candidates[1], "no balance")
+        await creator.observe("order-1", creator.send_lease("other", begins=True))
+        world.clock.skip(3600)
+
+    submitter._reservations._free_slot = wait_while_another_sends  # type: ignore[method-assign,assignment]
+    taken = await submitter._reservations.reserve(prepared, candidates, callback=True)
+    assert (taken.vendor, taken.may_have_been_sent, list(taken.unanswered_since_ms)) == ("novita", True, ["novita"])

@@ -7,10 +7,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from tests.conformance.brokers import is_listening
 from tests.conftest import needs
 from tests.torture.broken import acknowledge_before_the_commit
 from tests.torture.check import Acknowledged, Received, Seen, VendorTask, check
+from tests.torture.engines import has_postgres
 from tests.torture.kills import storm
 from tests.torture.store import Stored, StoredDelivery, StoredEvent, StoredTask
 
@@ -26,7 +26,7 @@ async def test_killed_processes_lose_nothing_and_create_nothing_twice(tmp_path: 
 @pytest.mark.parametrize(("engine", "jumps"), [("postgres", False), ("two receivers", False), ("sqlite", True)])
 async def test_killed_processes_lose_nothing_on_other_engines(tmp_path: Path, engine: Any, jumps: bool) -> None:
     if engine == "postgres":
-        needs("PostgreSQL", is_there=is_listening(5432))
+        needs("PostgreSQL", is_there=has_postgres())
     result = await storm(2, tmp_path, engine, 12, jumps=jumps)
     assert result.findings == []
 

@@ -5,16 +5,10 @@ import gzip
 import hmac
 import itertools
 
-import msgspec
-
 from submitter.callback_url import URL_LIVES_S, KeyRing, mint
-from tests.bench.servers import KEY
+from tests.bench.servers import KEY, WEBHOOK_KEY, callback_body
 
 RING = KeyRing.read(f"bench:{KEY}")
-WEBHOOK_KEY = b"w" * 32
-FIRST_ID = 893605946402811985
-"""The vendor's id of the task with number 0, as `tests.bench.servers.fill` sets it."""
-
 LIMIT = 64 * 1024
 
 
@@ -22,26 +16,6 @@ def path_of(prefix: str, number: int, now_s: float, *, lives_s: int = URL_LIVES_
     """Return the path of a task's callback URL."""
     id = f"{prefix}-{number}"
     return f"/callbacks/kling/{id}/{mint(RING, 'kling', id, int(now_s) + lives_s)}"
-
-
-def report(prefix: str, number: int, status: str, now_s: float) -> bytes:
-    """Return the body of Kling's callback about a task."""
-    id, now_ms = str(FIRST_ID + number), int(now_s * 1000)
-    task: dict[str, object] = {
-        "id": id,
-        "status": status,
-        "message": "",
-        "create_time": now_ms,
-        "update_time": now_ms + 1,
-        "external_id": f"{prefix}-{number}",
-        "outputs": [],
-        "billing": [],
-    }
-    if status == "succeeded":
-        url = f"https://cdn.example.com/{id}.mp4?signature=0123456789abcdef0123456789abcdef"
-        task["outputs"] = [{"type": "video", "id": id, "url": url, "duration": "5.041"}]
-        task["billing"] = [{"charge_type": "unit", "amount": "4.5", "package_type": "video"}]
-    return msgspec.json.encode(task)
 
 
 _ids = itertools.count()
@@ -65,7 +39,7 @@ def post(path: str, head: bytes, body: bytes) -> bytes:
 
 def callback(prefix: str, number: int, status: str, now_s: float) -> bytes:
     """Return an authentic callback as a request."""
-    body = report(prefix, number, status, now_s)
+    body = callback_body(prefix, number, status, now_s)
     return post(path_of(prefix, number, now_s), b"content-type: application/json\r\n" + signed(body, now_s), body)
 
 
@@ -75,7 +49,7 @@ def _nested(opening: bytes, closing: bytes, depth: int) -> bytes:
 
 def broken_bodies() -> tuple[list[bytes], list[bytes]]:
     """Return small and large bodies that are no callback; the large ones fill the limit of a body."""
-    good = report("none", 0, "processing", 1e9)
+    good = callback_body("none", 0, "processing", 1e9)
     fields = good[1:-1]
     small = [
         b"",

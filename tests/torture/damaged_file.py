@@ -9,11 +9,11 @@ from pathlib import Path
 
 from submitter.callback_url import KeyRing
 from submitter.ledger import open_ledger
-from tests.bench.servers import callback
+from tests.bench.servers import KEY, WEBHOOK_KEY, callback
 from tests.road.many_processes import fill
 from tests.torture.load import exchange, get
 from tests.torture.parts import Round
-from tests.torture.receiver_process import KEY, SECRET, ReceiverProcess
+from tests.torture.receiver_process import START_S, ReceiverProcess
 
 PAGE = 4096
 TASKS = 400
@@ -59,18 +59,18 @@ def damage(file: Path, draw: random.Random) -> str:
 
 async def _one(receiver: ReceiverProcess, file: Path, what: str, draw: random.Random, done: Round) -> None:
     process = receiver.launch()
-    while process.poll() is None and (await get(receiver.port, "/healthz")).status != 200:
-        await asyncio.sleep(0.05)
+    async with asyncio.timeout(START_S):
+        while process.poll() is None and (await get(receiver.port, "/healthz")).status != 200:
+            await asyncio.sleep(0.05)
     if process.poll() is not None:
-        await asyncio.sleep(0.1)  # the rest of its log
-        said = "".join(receiver.log)
+        said = receiver.whole_log()
         if process.returncode == 0 or f"could not open the ledger '{file}'" not in said:
             done.findings.append(f"{what}: the process ended with {process.returncode} and said {said[-500:]!r}")
         done.counts["damage refused at the start"] += 1
         return
     ring = KeyRing.read(f"bench:{KEY}")
     numbers = draw.sample(range(TASKS), SENT)
-    answers = {n: await exchange(receiver.port, callback("b", n, "succeeded", ring, SECRET)) for n in numbers}
+    answers = {n: await exchange(receiver.port, callback("b", n, "succeeded", ring, WEBHOOK_KEY)) for n in numbers}
     await receiver.stop()
     for number, answer in answers.items():
         done.counts[f"answers {answer.status}"] += 1

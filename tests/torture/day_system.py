@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import random
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
@@ -63,7 +64,7 @@ def open_vendors(network: Network, clock: SimulatedClock, seed: int) -> dict[str
     return sandboxes
 
 
-class Machine:
+class Machine(ABC):
     """Runs one process of the system, which stops and starts again with the ledger file that it finds."""
 
     def __init__(self, name: str, network: Network, disk: Disk, settings: ReceiverSettings, clock: SimulatedClock):
@@ -104,11 +105,13 @@ class Machine:
             await self._started.wait()
         return self.process
 
+    @abstractmethod
     def _open(self, process: Process, ledger: DayLedger) -> None:
-        raise NotImplementedError
+        """Build what runs in the process."""
 
+    @abstractmethod
     async def _close(self, process: Process) -> None:
-        raise NotImplementedError
+        """Stop it in order."""
 
 
 class Receiver(Machine):

@@ -8,11 +8,11 @@ import httpx
 import msgspec
 from starlette.responses import Response
 
+from tests.conformance.aws_stand_ins import AWS
 from tests.conformance.dynamodb_faults import FaultyProxy, refusal
 from tests.torture.load import Stored
 from tests.torture.store_trial import Fault
 
-AWS = {"AWS_REGION": "us-east-1", "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}
 WRITES = ("TransactWriteItems", "PutItem", "UpdateItem")
 THROTTLED_S = 11.0  # longer than a call is repeated before it is an error
 

@@ -9,9 +9,15 @@ from typing import Protocol
 
 from submitter.ledger import Ledger, open_ledger
 from submitter.ledger.sqlite.ledger import SqliteLedger
+from tests.conformance.brokers import is_listening
 
 POSTGRES = os.environ.get("TEST_POSTGRES_URL", "postgresql://postgres@127.0.0.1:5432/test")
 _numbers = itertools.count()
+
+
+def has_postgres() -> bool:
+    """Return whether a PostgreSQL server is there to be used."""
+    return "TEST_POSTGRES_URL" in os.environ or is_listening(5432)
 
 
 class Store(Protocol):
@@ -59,9 +65,10 @@ class PostgresStore:
 
     def __init__(self) -> None:
         self._schema = f"torture_{uuid.uuid4().hex[:12]}"
+        self.url = f"{POSTGRES}?schema={self._schema}"
 
     def open(self) -> Ledger:
-        return open_ledger(f"{POSTGRES}?schema={self._schema}")
+        return open_ledger(self.url)
 
     def another(self) -> "PostgresStore":
         return PostgresStore()

@@ -14,9 +14,8 @@ import hypothesis
 from hypothesis.stateful import run_state_machine_as_test
 
 from submitter.ledger.dynamodb import deliveries as dynamodb_deliveries
-from tests.conformance.aws_stand_ins import MINISTACK, run_ministack
-from tests.conformance.brokers import is_listening
-from tests.torture.engines import DynamoStore, PostgresStore, SqliteStore, Store
+from tests.conformance.aws_stand_ins import AWS, MINISTACK, run_ministack
+from tests.torture.engines import DynamoStore, PostgresStore, SqliteStore, Store, has_postgres
 from tests.torture.machine import LedgerMachine
 from tests.torture.parts import Round
 from tests.torture.sequences import explore, explore_orders
@@ -24,7 +23,6 @@ from tests.torture.sequences import explore, explore_orders
 GENERATE = (hypothesis.Phase.generate,)
 PHASES = (*GENERATE, hypothesis.Phase.shrink)
 """Shrinking takes up to five minutes, where a step takes milliseconds: only findings on SQLite are shrunk."""
-AWS = {"AWS_REGION": "us-east-1", "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}
 
 
 def run(seed: int, folder: Path) -> Round:
@@ -32,7 +30,7 @@ def run(seed: int, folder: Path) -> Round:
     done = Round()
     done.add(short_sequences())
     done.add(explore_store("SQLite", lambda: SqliteStore(folder), seed, examples=150, steps=40))
-    if "TEST_POSTGRES_URL" in os.environ or is_listening(5432):
+    if has_postgres():
         done.add(explore_store("PostgreSQL", PostgresStore, seed, examples=40, steps=40, phases=GENERATE))
     if MINISTACK.exists():
         with dynamodb(folder):

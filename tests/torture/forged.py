@@ -11,7 +11,8 @@ from typing import TypeVar
 import msgspec
 
 from submitter.callback_url import mint
-from tests.torture.bodies import LIMIT, RING, broken_bodies, callback, path_of, post, report, signed
+from tests.bench.servers import callback_body
+from tests.torture.bodies import LIMIT, RING, broken_bodies, callback, path_of, post, signed
 from tests.torture.framing import misframed
 
 METHODS = ("GET", "HEAD", "PUT", "DELETE", "PATCH", "OPTIONS", "PROPFIND", "PURGE", "TRACE", "M-SEARCH", "REPORT")
@@ -189,7 +190,7 @@ class Strangers:
 
     def wrongly_signed(self) -> Hostile:
         number, now_s = self._number(self._targets.open), self._now_s
-        body = report("open", number, "succeeded", now_s)
+        body = callback_body("open", number, "succeeded", now_s)
         good = signed(body, now_s)
         id, timestamp, signature = good.splitlines(keepends=True)
         head = self._pick([
@@ -202,7 +203,7 @@ class Strangers:
         return Hostile("wrong signature", self._framed(self._urls[number], head, body), UNSIGNED | {400})
 
     def of_another_task(self) -> Hostile:
-        body = report("open", self._number(self._targets.open), "succeeded", self._now_s)
+        body = callback_body("open", self._number(self._targets.open), "succeeded", self._now_s)
         done = self._number(self._targets.done)
         path = path_of("done", done, self._now_s)
         return Hostile("body of another task", self._framed(path, signed(body, self._now_s), body), NOT_FOUND)
@@ -212,7 +213,7 @@ class Strangers:
 
     def replayed_late(self) -> Hostile:
         number, then_s = self._number(self._targets.open), self._now_s - 301 - self._number(10**6)
-        body = report("open", number, "failed", then_s)
+        body = callback_body("open", number, "failed", then_s)
         return Hostile("replayed late", post(self._urls[number], signed(body, then_s), body), UNSIGNED)
 
     def broken(self) -> Hostile:

@@ -8,7 +8,6 @@ fourth round also jumps the clock of each new receiver by an hour, and of each s
 import asyncio
 import random
 import time
-import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -16,7 +15,6 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any, Literal
 
-import asyncpg
 import httpx
 import msgspec
 from starlette.applications import Starlette
@@ -33,14 +31,14 @@ from submitter.sandbox.studio import MediaRules, RenderRequest, Studio
 from tests.conformance.brokers import free_port, is_listening
 from tests.torture.check import Acknowledged, Received, Seen, VendorTask, check
 from tests.torture.children import Kill, start_receiver, start_submitter
-from tests.torture.parts import Missing, Round
+from tests.torture.engines import PostgresStore, has_postgres
+from tests.torture.parts import Round
 from tests.torture.steps import RECEIVER, SUBMITTER, Step
 from tests.torture.store import Stored, read_store
 from tests.world import KEY, WEBHOOK_SECRET
 
 Engine = Literal["sqlite", "postgres", "two receivers"]
 ENGINES: tuple[Engine, ...] = ("sqlite", "postgres", "two receivers")
-POSTGRES = "postgresql://postgres@127.0.0.1:5432/test"
 BATCH = 5
 HOUR_MS = 3_600_000
 SKEW_MS = 40_000  # whose task the vendor has is decided by time, within a minute (ADOPTION_SKEW_MS)
@@ -78,7 +76,8 @@ class Storm:
         self.ports = [free_port() for _ in range(2 if engine == "two receivers" else 1)]
         self.ledger_url = f"sqlite:///{folder / 'relay.db'}"
         if engine == "postgres":
-            self.ledger_url = f"{POSTGRES}?schema=torture_{uuid.uuid4().hex[:12]}"
+            self._schema = PostgresStore()
+            self.ledger_url = self._schema.url
         (folder / "archive").mkdir()
 
     async def _answered(self, response: httpx.Response) -> None:
@@ -125,10 +124,7 @@ class Storm:
                 yield
             finally:
                 if self.engine == "postgres":
-                    db = await asyncpg.connect(POSTGRES)
-                    schema = self.ledger_url.partition("schema=")[2]
-                    await db.execute(f'DROP SCHEMA IF EXISTS "{schema}" CASCADE')
-                    await db.close()
+                    await self._schema.drop()
 
     # -- the processes that are killed --------------------------------------------------------
 
@@ -276,8 +272,7 @@ async def storm(
 
 
 def run(seed: int, folder: Path) -> Round:
-    """Run one round: an engine by turns, 250 kills."""
-    engine = ENGINES[seed % len(ENGINES)]
-    if engine == "postgres" and not is_listening(5432):
-        raise Missing("PostgreSQL is not on this machine")
+    """Run one round: an engine of those on this machine by turns, 250 kills."""
+    engines = ENGINES if has_postgres() else tuple(engine for engine in ENGINES if engine != "postgres")
+    engine = engines[seed % len(engines)]
     return asyncio.run(storm(seed, folder, engine, 250, jumps=seed % 4 == 0))

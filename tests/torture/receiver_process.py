@@ -10,13 +10,12 @@ import threading
 from collections.abc import Mapping
 from pathlib import Path
 
+from tests.bench.servers import KEY, WEBHOOK_KEY
 from tests.conformance.brokers import free_port
 from tests.torture.load import get
 from tests.torture.parts import Round
 
 ROOT = Path(__file__).parents[2]
-KEY = base64.b64encode(b"k" * 32).decode()
-SECRET = b"w" * 32
 START_S = 30.0
 STOP_S = 45.0
 
@@ -40,7 +39,7 @@ class ReceiverProcess:
             "PYTHONPATH": str(ROOT),
             "KLING_RELAY_CONFIG": str(self._config),
             "KLING_RELAY_KEYS": f"bench:{KEY}",
-            "KLING_WEBHOOK_SECRET": encoded(SECRET),
+            "KLING_WEBHOOK_SECRET": encoded(WEBHOOK_KEY),
             "KLING_RELAY_ALLOW_HOSTS": "127.0.0.1",
             "KLING_RELAY_LOG": "json",
             **environ,
@@ -63,7 +62,8 @@ class ReceiverProcess:
         self._process = subprocess.Popen(
             command, cwd=self._config.parent, env=self.environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
-        threading.Thread(target=self._read_log, args=(self._process,), daemon=True).start()
+        self._reading = threading.Thread(target=self._read_log, args=(self._process,), daemon=True)
+        self._reading.start()
         return self._process
 
     async def start(self) -> None:
@@ -81,6 +81,11 @@ class ReceiverProcess:
                 self._process.send_signal(how)
             await asyncio.to_thread(self._process.wait, STOP_S)
             self._process = None
+
+    def whole_log(self) -> str:
+        """Return the log of a process that has ended, to its end."""
+        self._reading.join()
+        return "".join(self.log)
 
     def kill(self) -> None:
         """End it at once, whatever state it is in."""

@@ -18,10 +18,10 @@ from pathlib import Path
 import standardwebhooks
 
 from submitter.callback_url import KeyRing
-from tests.bench.servers import callback
+from tests.bench.servers import KEY, WEBHOOK_KEY, callback
 from tests.torture.load import exchange
 from tests.torture.parts import Round
-from tests.torture.receiver_process import KEY, SECRET, encoded
+from tests.torture.receiver_process import encoded
 from tests.torture.sqlite_store import SqliteStore
 from tests.torture.store_trial import Trial
 
@@ -58,7 +58,7 @@ class Rotation:
         self.draw = random.Random(seed)
         self.known: dict[str, list[str]] = {
             "key": [f"bench:{KEY}"],
-            "webhook": [encoded(SECRET)],
+            "webhook": [encoded(WEBHOOK_KEY)],
             "hook": [self._new_secret()],
         }
         self.used = {kind: list(values) for kind, values in self.known.items()}

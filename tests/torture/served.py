@@ -1,6 +1,5 @@
 """A receiver in a separate process, as `serve` runs it, with a full ledger; what it uses, and what it left behind."""
 
-import os
 import re
 import signal
 import sqlite3
@@ -12,8 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from submitter.task import TaskStatus
+from tests.bench.processes import listening_process
 from tests.bench.servers import KEY, WEBHOOK, fill
-from tests.conformance.brokers import free_port, is_listening
+from tests.conformance.brokers import free_port
 from tests.torture.parts import Missing
 
 FILES_MAX = 1024
@@ -124,25 +124,13 @@ def serving(folder: Path, *, log: str = "json", program: Sequence[str] = PROGRAM
         "KLING_RELAY_ALLOW_HOSTS": "127.0.0.1",
         "KLING_RELAY_LOG": log,
     }
-    limited = ["sh", "-c", f'ulimit -n {FILES_MAX}; exec "$0" "$@"']
-    with (folder / "receiver.log").open("wb") as file:
-        process = subprocess.Popen(
-            [*limited, sys.executable, *program, "serve", "--port", str(port)],
-            stdout=file,
-            stderr=file,
-            env=os.environ | settings,
-        )
-        served = Served(process, port, folder)
+    limited = ["-c", f'ulimit -n {FILES_MAX}; exec "$0" "$@"', sys.executable, *program, "serve", "--port", str(port)]
+    log_file = folder / "receiver.log"
+    with listening_process(limited, port, log_file, python="sh", settings=settings) as process:
         try:
-            deadline_s = time.monotonic() + 30
-            while not is_listening(port):
-                if process.poll() is not None or time.monotonic() > deadline_s:
-                    raise RuntimeError(served.log.read_text())
-                time.sleep(0.05)
-            yield served
+            yield Served(process, port, folder)
         finally:
             process.kill()
-            process.wait()
 
 
 def allow_open_files(count: int) -> None:

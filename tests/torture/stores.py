@@ -10,10 +10,10 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from unittest.mock import patch
 
-from tests.conformance.aws_stand_ins import MINISTACK, run_ministack
+from tests.conformance.aws_stand_ins import AWS, MINISTACK, run_ministack
 from tests.conformance.dynamodb_faults import faulty_proxy
 from tests.torture.damaged_file import damage_trial
-from tests.torture.dynamodb_store import AWS, DynamoStore
+from tests.torture.dynamodb_store import DynamoStore
 from tests.torture.own_postgres import OwnPostgres
 from tests.torture.parts import Missing, Round
 from tests.torture.postgres_store import PostgresStore

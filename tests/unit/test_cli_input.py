@@ -256,3 +256,9 @@ def test_the_text_of_an_escape_is_not_the_character(text: str, is_accepted: bool
     problems, _ = check_types(MotionControl(image="a.png", video="b.mp4", character_orientation="video", prompt=text))
     assert (problems == []) is is_accepted
     assert read_json(msgspec.json.encode(text)) == text.replace("\0", "\ufffd")
+
+
+@pytest.mark.parametrize("value", ["2592001", "-1", "soon"])
+def test_a_poll_beyond_a_month_is_an_error_at_start(value: str) -> None:
+    result = run("hooks", "list", KLING_RELAY_POLL_AFTER_S=value)
+    assert (result.exit_code, "a number from 0.01 to 2592000" in result.output) == (2, True), result.output

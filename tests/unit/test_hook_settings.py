@@ -31,6 +31,7 @@ VALID = {"name": "billing", "url": "https://billing.example.com/kling", "secret"
         ({"mode": "xml"}, "hook[billing].mode"),
         ({"schedule": []}, "hook[billing].schedule"),
         ({"schedule": [0, -5]}, "hook[billing].schedule"),
+        ({"schedule": [0, 31 * 86_400]}, "hook[billing].schedule"),
         ({"timeout_s": 0}, "hook[billing].timeout_s"),
         ({"timeout_s": "15"}, "hook[billing].timeout_s"),
         ({"concurrency": 0}, "hook[billing].concurrency"),

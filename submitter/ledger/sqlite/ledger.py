@@ -68,7 +68,7 @@ class SqliteLedger:
     """The `Ledger` protocol on one SQLite file."""
 
     def __init__(self, path: str | Path) -> None:
-        self._path = os.path.abspath(path)
+        self._path = os.path.abspath(path)  # a link stays one: the file that it leads to may not change
         try:
             with ExitStack() as opened:  # closes all connections if one fails
                 connections = [opened.enter_context(closing(_connect(self._path))) for _ in range(3)]
