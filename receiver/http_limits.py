@@ -8,10 +8,11 @@ get in. `receiver.server` uses it; with another uvicorn: `uvicorn --http receive
 import asyncio
 from collections import Counter
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NoReturn
 
 import msgspec
 import structlog
+from httptools import HttpParserError
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
@@ -127,9 +128,12 @@ class BoundedProtocol(HttpToolsProtocol):
         self.since_s = 0.0
         self.is_idle = False
         """Whether it is kept alive between two requests, which uvicorn's own timer limits."""
-        self._is_complete = False
-        self._is_refused = False
-        self._unparsed = self.held = self._queued = 0
+        self.held = 0
+        """Bytes that were received since the last response."""
+        self._parsed = 0
+        """Those of them before the headers that are being received."""
+        self._queued = 0
+        self._has_begun = self._has_headers = self._is_complete = self._is_refused = False
         self._running: RequestResponseCycle | None = None
         """The request that is answered now; `cycle` is the last one that was received."""
 
@@ -150,52 +154,61 @@ class BoundedProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._is_refused:
             return
-        self._unparsed += len(data)
         self.held += len(data)
         super().data_received(data)
-        if self._unparsed > self.front.limits.header_bytes or (self.headers and len(self.headers) > HEADERS):
+        if not self._is_complete or self.is_idle:  # else whole requests have come, as from most clients
+            self._bound_a_part()
+
+    def _bound_a_part(self) -> None:
+        """Bound a request of which a part has come, and time its client from its first byte."""
+        if self.transport.is_closing():
+            return
+        if not self._has_headers and self._has_too_many_headers(self.held - self._parsed):
             self.close_because("headers", 431)
-        elif self.is_idle and not self.transport.is_closing():
-            # Line ends between two requests, which uvicorn's timer does not limit.
+        elif self.is_idle:  # line ends between two requests, which uvicorn's timer does not limit
             self.is_idle = False
             self.front.wait_for(self)
+        elif self._has_begun:
+            self._has_begun = False
+            if self in self.front.waiting:
+                self.front.wait_for(self)
 
     def on_message_begin(self) -> None:
-        self._is_complete = self.is_idle = False
-        if self in self.front.waiting:
-            self.front.wait_for(self)
+        self._is_complete = self.is_idle = self._has_headers = False
+        self._has_begun = True
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
         limits = self.front.limits
-        if self._is_refused:
-            return
-        if len(self.headers) > HEADERS:
-            self.close_because("headers", 431)
-        elif self._unparsed > limits.header_bytes and self._header_size() > limits.header_bytes:
-            self.close_because("headers", 431)  # else there is only much data behind them
-        self._unparsed = 0
-        is_waiting = self.cycle is not None and not self.cycle.response_complete
-        self._queued = self._queued + self._header_size() if is_waiting else 0
-        if len(self.pipeline) >= limits.pipelined or self._queued > limits.header_bytes:
-            self.close_because("pipelined")
-        if not self._is_refused:
-            super().on_headers_complete()
-            if not self.pipeline:
-                self._running = self.cycle
+        received = self.held - self._parsed  # of this request, with what came behind its headers
+        if len(self.headers) > HEADERS or (received > limits.header_bytes < self._header_size()):
+            self._refuse("headers", 431)
+        if self.cycle is None or self.cycle.response_complete:
+            self._queued = 0
+        else:
+            self._queued += self._header_size()
+            if len(self.pipeline) >= limits.pipelined or self._queued > limits.header_bytes:
+                self._refuse("pipelined")
+        self._has_headers = True
+        super().on_headers_complete()
+        if not self.pipeline:
+            self._running = self.cycle
+
+    def _has_too_many_headers(self, received: int) -> bool:
+        """Return whether headers that are not complete break a bound; `received` are their bytes."""
+        return received > self.front.limits.header_bytes or bool(self.headers and len(self.headers) > HEADERS)
 
     def _header_size(self) -> int:
         return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
 
-    def on_body(self, body: bytes) -> None:
-        self._unparsed = 0
-        if not self._is_refused:
-            super().on_body(body)
+    def _refuse(self, reason: Reason, status: int | None = None) -> NoReturn:
+        """Close the connection, and stop the parser, whose callback calls this."""
+        self.close_because(reason, status)
+        raise HttpParserError(reason)
 
     def on_message_complete(self) -> None:
         self._is_complete = True
-        if self._is_refused:
-            return
+        self._parsed = self.held
         super().on_message_complete()
         if self.cycle.response_complete:  # it was answered before its end: the client has the next move
             self.front.wait_for(self)
@@ -206,7 +219,8 @@ class BoundedProtocol(HttpToolsProtocol):
         if self.pipeline:
             self._running = self.pipeline[-1][0]
         super().on_response_complete()
-        self.held = 0
+        self.held -= self._parsed
+        self._parsed = 0
         if not self.pipeline and not self.transport.is_closing():
             self.is_idle = self._is_complete and not self.flow.write_paused
             self.front.wait_for(self)

@@ -46,7 +46,7 @@ def accept(name: str, *, ended: int = 0) -> tuple[Load, int]:
     `ended` is the number of ended tasks in the ledger before.
     """
     with folder() as directory:
-        if name == "receiver":
+        if name in ("receiver", "unbounded"):
             if ended:
                 servers.fill(directory / "relay.db", "ended", ended, TaskStatus.SUCCEED)
             servers.fill(directory / "relay.db", "b", TASKS)
@@ -190,6 +190,7 @@ def main() -> None:
     names = {
         "bare": "bare Starlette route that reads the body",
         "transaction": "one fsynced transaction per callback",
+        "unbounded": "receiver without the bounds of its HTTP front",
         "receiver": "receiver",
     }
     loads: dict[str, list[Load]] = {name: [] for name in names}
@@ -201,6 +202,11 @@ def main() -> None:
             if name == "receiver":
                 memory.append(kib)
     show_accept(loads, names)
+    kept = statistics.median(
+        with_bounds.per_s / without.per_s
+        for with_bounds, without in zip(loads["receiver"], loads["unbounded"], strict=True)
+    )
+    print(f"with the bounds of its HTTP front the receiver accepts {kept:.3f} of what it accepts without them")
 
     load = steady(500)
     print(f"\nreceiver at a steady 500/s: p50 {load.p50_ms:.1f} ms, p99 {load.p99_ms:.1f} ms, {load.bad} refused")

@@ -21,6 +21,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from receiver.http_limits import Front, bounded_protocol
 from submitter.callback_url import KeyRing, callback_url
 from submitter.task import Task, TaskStatus
 from submitter.vendors.kling.protocol import POLL_POLICY
@@ -65,7 +66,7 @@ def transaction(directory: Path) -> Starlette:
 
 
 def receiver(directory: Path) -> Any:
-    """Return the receiver as `serve` runs it, with verification, logging and its worker."""
+    """Return the receiver's app with verification, logging and its worker; `main` adds the bounds of `serve`."""
     from receiver import service
 
     os.environ.update(environment(directory), KLING_RELAY_LOG="json")
@@ -178,10 +179,18 @@ def callback_body(prefix: str, number: int, status: str, now_s: float) -> bytes:
 def main() -> None:
     """Run the server that the command line names."""
     name, port, directory = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
-    factories = {"transaction": transaction, "receiver": receiver, "sink": sink}
+    factories = {"transaction": transaction, "receiver": receiver, "unbounded": receiver, "sink": sink}
     app: Any = bare() if name == "bare" else factories[name](directory)
+    http: Any = bounded_protocol(Front()) if name == "receiver" else "auto"
     uvicorn.run(
-        app, host="127.0.0.1", port=port, log_level="error", access_log=False, server_header=False, proxy_headers=False
+        app,
+        host="127.0.0.1",
+        port=port,
+        http=http,
+        log_level="error",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
     )
 
 
