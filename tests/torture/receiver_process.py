@@ -75,6 +75,11 @@ class ReceiverProcess:
                     raise RuntimeError("\n".join(self.log))
                 await asyncio.sleep(0.05)
 
+    @property
+    def ended_with(self) -> int | None:
+        """The exit status of a process that has ended by itself; None while it runs."""
+        return None if self._process is None else self._process.poll()
+
     async def stop(self, how: int = signal.SIGTERM) -> None:
         if self._process is not None:
             if self._process.poll() is None:

@@ -64,7 +64,8 @@ class SqliteStore:
             ),
         ]
         if can_be_immutable(self.file.parent):
-            faults.append(Fault("read-only", lambda: self._immutable("+i"), lambda: self._immutable("-i"), last_s))
+            freeze, thaw = (lambda: self._immutable("+i")), (lambda: self._immutable("-i"))
+            faults.append(Fault("read-only", freeze, thaw, last_s, kills_by=signal.SIGBUS))
         self._random.shuffle(faults)
         return faults
 

@@ -4,6 +4,7 @@ import asyncio
 import inspect
 import signal
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -39,7 +40,8 @@ class Fault(msgspec.Struct, frozen=True):
     """What happens to a store: how it begins and ends, and for how long.
 
     `stops_writes`: no callback can be stored meanwhile, so that the receiver must not be ready.
-    `restarts`: it does not end before the receiver is restarted.
+    `restarts`: it does not end before the receiver is restarted. `kills_by`: the signal by which the kernel may end
+    the receiver, as it does a program whose mapped file can no longer be written; a service manager restarts it.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Fault(msgspec.Struct, frozen=True):
     stops_writes: bool = True
     restarts: bool = False
     restart_by: int = signal.SIGTERM
+    kills_by: int | None = None
 
 
 class Store(Protocol):
@@ -113,16 +116,25 @@ class Trial:
     async def hit(self, fault: Fault) -> None:
         """Let one fault happen, and check what the receiver says of itself during and after it."""
         self.load.phase = fault.name
+        self.load.may_be_unanswered = fault.kills_by is not None
         await _do(fault.begin)
         begun_s = time.monotonic()
         if fault.stops_writes:
-            await self._expect(fault.name, is_ready=False, within_s=NOT_READY_WITHIN_S)
+            may_be_gone = fault.kills_by is not None
+            await self._expect(fault.name, is_ready=False, within_s=NOT_READY_WITHIN_S, may_be_gone=may_be_gone)
         await asyncio.sleep(max(0.0, begun_s + fault.lasts_s - time.monotonic()))
         if fault.restarts:
             if (await get(self.receiver.port, "/readyz")).status == 200:
                 self.done.findings.append(f"{fault.name}: the receiver is ready again, without a restart")
             await self.restart(fault.restart_by)
         await _do(fault.end)
+        ended_with = self.receiver.ended_with
+        if ended_with is not None:
+            if ended_with != -(fault.kills_by or 0):
+                self.done.findings.append(f"{fault.name}: the receiver ended with {ended_with}")
+            self.done.counts["restarts by a service manager"] += 1
+            await self.receiver.start()
+        self.load.may_be_unanswered = False
         await self._expect(fault.name, is_ready=True, within_s=READY_WITHIN_S)
         self.load.phase = f"after {fault.name}"
         self.done.counts["faults"] += 1
@@ -136,20 +148,21 @@ class Trial:
         await self.receiver.start()
         self.load.may_be_unanswered = False
 
-    async def _expect(self, fault: str, *, is_ready: bool, within_s: float) -> None:
+    async def _expect(self, fault: str, *, is_ready: bool, within_s: float, may_be_gone: bool = False) -> None:
         end_s = time.monotonic() + within_s
-        other: set[int] = set()
+        answers: Counter[int] = Counter()
         while time.monotonic() < end_s:
             answer = await get(self.receiver.port, "/readyz")
-            if answer.status not in (200, 503) and answer.status not in other:
-                other.add(answer.status)
+            is_known = answer.status in (200, 503) or (answer.status == 0 and may_be_gone)
+            answers[answer.status] += 1
+            if not is_known and answers[answer.status] == 1:
                 shown = answer.body[:200].decode(errors="replace")
                 self.done.findings.append(f"{fault}: /readyz answered {answer.status} {shown}")
             if (answer.status == 200) == is_ready:
                 return
             await asyncio.sleep(0.1)
         state = "after it, /readyz did not become ready" if is_ready else "/readyz stayed ready"
-        self.done.findings.append(f"{fault}: {state} within {within_s:g} s")
+        self.done.findings.append(f"{fault}: {state} within {within_s:g} s (answers: {dict(answers)})")
 
     async def _fill(self) -> None:
         ledger = open_ledger(self._store.url)
