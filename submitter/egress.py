@@ -1,26 +1,20 @@
-"""SSRF guard for outgoing HTTP: connects only to public addresses and explicitly allowed hosts.
+"""SSRF guard: the addresses that outgoing connections may go to, which are public ones and explicitly allowed hosts.
 
-Safe against DNS rebinding: a host name is resolved once, its addresses are checked, and the connection
-is pinned to an address that passed. The host name is still used for the `Host` header and for TLS
-(SNI and certificate verification).
+Two HTTP clients connect by it: httpx for vendors, media and results (`guarded_http`), aiohttp for hooks
+(`receiver.destinations.http_client`). Both are safe against DNS rebinding: the connection goes to the very address
+that was judged. The host name is still used for the `Host` header and for TLS (SNI and certificate verification).
 """
 
 import asyncio
 import ipaddress
 import socket
 import ssl
-from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from functools import cache, partial
+from functools import cache
 from urllib.parse import urlsplit
 
-import httpx
-
 Resolve = Callable[[str, int], Awaitable[list[str]]]
-
-POOLS_MAX = 32
-"""Idle connection pools that a client keeps, one for each host."""
 
 # Networks that are not public and that `ipaddress.is_global` lets through, in this or an earlier Python.
 NOT_PUBLIC = tuple(
@@ -47,7 +41,11 @@ def tls_context() -> ssl.SSLContext:
     return ssl.create_default_context()
 
 
-class AddressForbidden(httpx.ConnectError):
+class CannotConnect(OSError):
+    """The host cannot be resolved or reached; nothing was sent."""
+
+
+class AddressForbidden(CannotConnect):
     """The host has no allowed address; nothing was sent."""
 
 
@@ -68,15 +66,15 @@ def is_public(address: str) -> bool:
 
 
 async def resolve(host: str, port: int) -> list[str]:
-    """Return the addresses of `host` from the system's resolver; raise httpx.ConnectError."""
+    """Return the addresses of `host` from the system's resolver; raise CannotConnect."""
     try:
         found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:  # `a..b` is no name that can be encoded
-        raise httpx.ConnectError(f"cannot resolve {host}: {error}") from error
+        raise CannotConnect(f"cannot resolve {host}: {error}") from error
     return list(dict.fromkeys(str(entry[4][0]) for entry in found))
 
 
-def _public_of(host: str, addresses: list[str]) -> list[str]:
+def public_of(host: str, addresses: list[str]) -> list[str]:
     """Return the public ones of a host's addresses; raise AddressForbidden if there are none."""
     public = [address for address in addresses if is_public(address)]
     if not public:
@@ -94,20 +92,20 @@ async def require_allowed(url: str, allow_hosts: frozenset[str]) -> None:
     """
     host = urlsplit(url).hostname or ""
     if host.lower() not in allow_hosts:
-        _public_of(host, await resolve(host, 0))
+        public_of(host, await resolve(host, 0))
 
 
 async def connect(url: str, allow_hosts: frozenset[str], timeout_s: float = 10) -> None:
     """Open a connection (TCP, and TLS for https) to an allowed address of a URL's host, and close it: nothing is sent.
 
-    Raises httpx.ConnectError, which says why not.
+    Raises CannotConnect, which says why not.
     """
     parts = urlsplit(url)
     host, is_tls = (parts.hostname or "").lower(), parts.scheme == "https"
     port = parts.port or (443 if is_tls else 80)
     addresses = await resolve(host, port)
     if host not in allow_hosts:
-        addresses = _public_of(host, addresses)
+        addresses = public_of(host, addresses)
     reason = ""
     for address in addresses:
         try:
@@ -122,116 +120,4 @@ async def connect(url: str, allow_hosts: frozenset[str], timeout_s: float = 10) 
             async with asyncio.timeout(1):
                 await writer.wait_closed()
         return
-    raise httpx.ConnectError(f"no connection to {reason}")
-
-
-class GuardedTransport(httpx.AsyncBaseTransport):
-    """An httpx transport that connects only to public addresses and allowed hosts.
-
-    Each host has a separate connection pool: two names with the same address never share a connection. Hosts are
-    judged before they get a pool. Of the pools without a request, the POOLS_MAX that were used last are kept.
-    """
-
-    def __init__(
-        self,
-        allow_hosts: frozenset[str],
-        *,
-        verify: ssl.SSLContext | None = None,
-        limits: httpx.Limits | None = None,
-        resolve: Resolve = resolve,
-    ) -> None:
-        self._allow_hosts = frozenset(host.lower().strip("[]") for host in allow_hosts)
-        self._verify = verify or tls_context()
-        self._limits = limits or httpx.Limits()
-        self._resolve = resolve
-        self._pools: dict[str, httpx.AsyncHTTPTransport] = {}  # the one that was used last is the last
-        self._requests: Counter[str] = Counter()
-
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Send the request to the first allowed address of its host that accepts a connection."""
-        host = request.url.host
-        if host.lower() in self._allow_hosts:
-            return await self._send(host, request)
-        port = request.url.port or (443 if request.url.scheme == "https" else 80)
-        public = _public_of(host, await self._resolve(host, port))
-        failure: httpx.ConnectError | None = None
-        for address in public:
-            pinned = httpx.Request(
-                request.method,
-                request.url.copy_with(host=address),
-                headers=request.headers,  # includes Host, which remains the name
-                stream=request.stream,
-                extensions={**request.extensions, "sni_hostname": host},
-            )
-            try:
-                return await self._send(host, pinned)
-            except httpx.ConnectError as error:  # nothing was sent, so try the next address
-                failure = error
-        raise failure or AddressForbidden(host)
-
-    async def _send(self, host: str, request: httpx.Request) -> httpx.Response:
-        pool = self._pools.pop(host, None) or httpx.AsyncHTTPTransport(
-            verify=self._verify, limits=self._limits, trust_env=False
-        )
-        self._pools[host] = pool
-        self._requests[host] += 1
-        try:
-            response = await pool.handle_async_request(request)
-        except BaseException:
-            await self._release(host)
-            raise
-        assert isinstance(response.stream, httpx.AsyncByteStream)
-        response.stream = _Released(response.stream, partial(self._release, host))
-        return response
-
-    async def _release(self, host: str) -> None:
-        """Note the end of a request, and close the pools that are one too many."""
-        self._requests[host] -= 1
-        if not self._requests[host]:
-            del self._requests[host]
-        idle = [name for name in self._pools if name not in self._requests]
-        # All are taken out before the first is closed: meanwhile other requests open and release pools.
-        closing = [self._pools.pop(name) for name in idle[: max(0, len(self._pools) - POOLS_MAX)]]
-        for pool in closing:
-            await pool.aclose()
-
-    async def aclose(self) -> None:
-        """Close every pool."""
-        for pool in self._pools.values():
-            await pool.aclose()
-
-
-class _Released(httpx.AsyncByteStream):
-    """A response's body, with a callback at its end."""
-
-    def __init__(self, stream: httpx.AsyncByteStream, release: Callable[[], Awaitable[None]]) -> None:
-        self._stream = stream
-        self._release = release
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        async for part in self._stream:
-            yield part
-
-    async def aclose(self) -> None:
-        try:
-            await self._stream.aclose()
-        finally:
-            release, self._release = self._release, _nothing
-            await release()
-
-
-async def _nothing() -> None:
-    """Do nothing: a second close releases nothing."""
-
-
-def guarded_client(
-    allow_hosts: frozenset[str], *, timeout_s: float, verify: ssl.SSLContext | None = None, connections: int = 20
-) -> httpx.AsyncClient:
-    """Return an httpx client with the SSRF guard; it follows no redirects and ignores proxy settings."""
-    limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections)
-    return httpx.AsyncClient(
-        transport=GuardedTransport(allow_hosts, verify=verify, limits=limits),
-        timeout=httpx.Timeout(timeout_s),
-        follow_redirects=False,
-        trust_env=False,
-    )
+    raise CannotConnect(f"no connection to {reason}")

@@ -13,8 +13,8 @@ import structlog
 from submitter.callback_expectation import RECENT_SUCCESSES, poll_policy_for
 from submitter.clock import Clock
 from submitter.create import SENDING_LEASE_S, Candidate, CreateMetrics, Creator
-from submitter.egress import guarded_client
 from submitter.errors import IdConflict, InvalidRequest, Problem, SubmissionUnknown
+from submitter.guarded_http import guarded_client
 from submitter.http import VendorHttp
 from submitter.ledger import Ledger, open_ledger
 from submitter.media.store import MediaStore

@@ -19,7 +19,7 @@ from receiver.settings import ReceiverSettings, load_receiver_settings
 from receiver.signature import sign
 from submitter.callback_url import callback_url, redact
 from submitter.clock import Clock
-from submitter.egress import is_public, resolve
+from submitter.egress import CannotConnect, is_public, resolve
 from submitter.errors import InvalidRequest, InvalidSettings, LedgerUnavailable, RelayError
 from submitter.http import VendorHttp
 from submitter.ledger import open_ledger
@@ -273,7 +273,7 @@ async def _public_url(settings: ReceiverSettings, clock: Clock) -> AsyncIterator
     try:
         port = parts.port or (443 if parts.scheme == "https" else 80)
         addresses = await resolve(parts.hostname or "", port)
-    except httpx.ConnectError as error:
+    except CannotConnect as error:
         yield Finding("public URL", "fail", str(error), "Check the host name in KLING_RELAY_PUBLIC_URL.")
         return
     private = [address for address in addresses if not is_public(address)]

@@ -24,10 +24,10 @@ from receiver.destinations.cloudevents import encode, traceparent
 from receiver.destinations.connection import KeptConnection
 from receiver.destinations.outcome import Outcome, failed_outcome
 from receiver.hook import Hook
-from submitter.egress import AddressForbidden, require_allowed
+from submitter.egress import require_allowed
 from submitter.event import Event
 
-CONNECTION_ERRORS = (AMQPException, OSError, AddressForbidden, RuntimeError, TimeoutError)
+CONNECTION_ERRORS = (AMQPException, OSError, RuntimeError, TimeoutError)
 """Errors after which the connection is reopened. RuntimeError: the channel is closed."""
 
 Link = tuple[AbstractConnection, AbstractChannel, AbstractExchange]

@@ -12,13 +12,12 @@ Sources: https://learn.microsoft.com/azure/event-grid/post-to-custom-topic,
 https://learn.microsoft.com/azure/event-grid/publisher-operations.
 """
 
-import httpx
-
 from receiver.destinations.azure import Entra, read_url
 from receiver.destinations.base import invalid_hook
 from receiver.destinations.batches import Batches, BatchLimits
 from receiver.destinations.cloudevents import with_trace
 from receiver.destinations.http import open_client, post, reach
+from receiver.destinations.http_client import HttpClient
 from receiver.destinations.outcome import Outcome, failed_outcome
 from receiver.hook import Hook
 from submitter.event import Event
@@ -32,7 +31,7 @@ class EventGridDestination:
     """One custom topic or namespace topic."""
 
     def __init__(
-        self, client: httpx.AsyncClient, url: str, key_header: dict[str, str] | None, allow_hosts: frozenset[str]
+        self, client: HttpClient, url: str, key_header: dict[str, str] | None, allow_hosts: frozenset[str]
     ) -> None:
         self._client = client
         self._allow_hosts = allow_hosts
@@ -61,7 +60,7 @@ class EventGridDestination:
 
     async def close(self) -> None:
         await self._batches.close()
-        await self._client.aclose()
+        await self._client.close()
         if self._entra is not None:
             await self._entra.close()
 

@@ -17,22 +17,18 @@ Sources: https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/bindings/ht
 https://www.standardwebhooks.com, RFC 9110.
 """
 
-import asyncio
 from collections.abc import Mapping
-from contextlib import suppress
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 
-import httpx
-
 from receiver.destinations.cloudevents import encode, traceparent
+from receiver.destinations.http_client import GuardedClient, HttpClient, NoAnswer
 from receiver.destinations.outcome import Outcome
 from receiver.hook import Hook
 from receiver.signature import sign
-from submitter.egress import AddressForbidden, connect, guarded_client
+from submitter.egress import CannotConnect, connect
 from submitter.event import Event
 
-BODY_MAX_BYTES = 1024 * 1024
 BODY_TIMEOUT_S = 1.0
 RETRY_AFTER_MAX_S = 86400.0
 
@@ -40,7 +36,7 @@ RETRY_AFTER_MAX_S = 86400.0
 class HttpDestination:
     """One HTTP endpoint, with its own connection pool."""
 
-    def __init__(self, hook: Hook, client: httpx.AsyncClient, allow_hosts: frozenset[str]) -> None:
+    def __init__(self, hook: Hook, client: HttpClient, allow_hosts: frozenset[str]) -> None:
         self._hook = hook
         self._client = client
         self._allow_hosts = allow_hosts
@@ -61,7 +57,7 @@ class HttpDestination:
         return await reach(self._hook.url, self._allow_hosts)
 
     async def close(self) -> None:
-        await self._client.aclose()
+        await self._client.close()
 
 
 def open(hook: Hook, allow_hosts: frozenset[str]) -> HttpDestination:
@@ -69,13 +65,13 @@ def open(hook: Hook, allow_hosts: frozenset[str]) -> HttpDestination:
     return HttpDestination(hook, open_client(hook, allow_hosts), allow_hosts)
 
 
-def open_client(hook: Hook, allow_hosts: frozenset[str]) -> httpx.AsyncClient:
+def open_client(hook: Hook, allow_hosts: frozenset[str]) -> GuardedClient:
     """Return an SSRF-guarded HTTP client with a hook's timeout and as many connections as its concurrency."""
-    return guarded_client(allow_hosts, timeout_s=hook.timeout_s, connections=hook.concurrency)
+    return GuardedClient(allow_hosts, timeout_s=hook.timeout_s, connections=hook.concurrency)
 
 
 async def post(
-    client: httpx.AsyncClient,
+    client: HttpClient,
     url: str,
     body: bytes,
     headers: Mapping[str, str],
@@ -88,37 +84,22 @@ async def post(
     The status alone decides the outcome. The body is read because only then is the connection reusable.
     """
     try:
-        headers = {"accept-encoding": "identity", **headers}
-        async with client.stream("POST", url, content=body, headers=headers) as response:
-            response_body = await _read(response, body_timeout_s)
-    except AddressForbidden as error:
-        return Outcome(False, str(error)), b""
-    except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
-        return Outcome(False, f"{type(error).__name__}: {error}"[:500]), b""
-    status = response.status_code
-    if response.is_success:
-        return Outcome(True, f"HTTP {status}"), response_body
-    retry_after_s = read_retry_after(response.headers.get("retry-after"), now_s) if status in (429, 503) else None
-    answer = f"HTTP {status} {response_body[:200].decode(errors='replace')}".replace("\n", " ").strip()
-    return Outcome(False, answer, retry_after_s, is_gone=status == 410, is_final=status == 413), response_body
-
-
-async def _read(response: httpx.Response, timeout_s: float) -> bytes:
-    body = b""
-    with suppress(httpx.HTTPError, TimeoutError):
-        async with asyncio.timeout(timeout_s):
-            async for chunk in response.aiter_raw():  # a compressed body is not expanded: it could have any size
-                body += chunk
-                if len(body) > BODY_MAX_BYTES:
-                    break
-    return body
+        answer = await client.post(url, body, headers, body_timeout_s)
+    except NoAnswer as error:
+        return Outcome(False, str(error)[:500]), b""
+    status = answer.status
+    if 200 <= status < 300:
+        return Outcome(True, f"HTTP {status}"), answer.body
+    retry_after_s = read_retry_after(answer.retry_after, now_s) if status in (429, 503) else None
+    text = f"HTTP {status} {answer.body[:200].decode(errors='replace')}".replace("\n", " ").strip()
+    return Outcome(False, text, retry_after_s, is_gone=status == 410, is_final=status == 413), answer.body
 
 
 async def reach(url: str, allow_hosts: frozenset[str]) -> str | None:
     """Return None if the URL's server can be connected to, or the error if not. No request is sent."""
     try:
         await connect(url, allow_hosts)
-    except httpx.ConnectError as error:
+    except CannotConnect as error:
         return str(error)
     return None
 

@@ -25,12 +25,12 @@ from receiver.destinations.cloudevents import encode, traceparent
 from receiver.destinations.connection import KeptConnection
 from receiver.destinations.outcome import Outcome, failed_outcome
 from receiver.hook import Hook
-from submitter.egress import AddressForbidden, require_allowed
+from submitter.egress import require_allowed
 from submitter.event import Event
 
 SASL = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
 REQUEST_BYTES = 1024 * 1024
-SEND_ERRORS = (KafkaError, OSError, AddressForbidden, TimeoutError)
+SEND_ERRORS = (KafkaError, OSError, TimeoutError)
 URL_FORMAT = "kafka://host:9092/topic"
 
 

@@ -23,10 +23,10 @@ from receiver.destinations.cloudevents import encode, traceparent
 from receiver.destinations.connection import KeptConnection, race
 from receiver.destinations.outcome import Outcome, failed_outcome
 from receiver.hook import Hook
-from submitter.egress import AddressForbidden, require_allowed
+from submitter.egress import require_allowed
 from submitter.event import Event
 
-CONNECTION_ERRORS = (aiomqtt.MqttError, OSError, AddressForbidden)
+CONNECTION_ERRORS = (aiomqtt.MqttError, OSError)
 
 
 class _Client(aiomqtt.Client):

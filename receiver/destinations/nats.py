@@ -25,7 +25,7 @@ from receiver.destinations.cloudevents import encode, traceparent
 from receiver.destinations.connection import KeptConnection, race
 from receiver.destinations.outcome import Outcome, failed_outcome
 from receiver.hook import Hook
-from submitter.egress import AddressForbidden, require_allowed
+from submitter.egress import require_allowed
 from submitter.event import Event
 
 T = TypeVar("T")
@@ -96,7 +96,7 @@ class NatsDestination:
             await link.answer(link.client.flush(timeout=max(1, int(self._hook.timeout_s))))
         except nats.js.errors.Error as error:  # answered by the server; the connection is still usable
             return failed_outcome(error, self._password)
-        except (nats.errors.Error, OSError, AddressForbidden) as error:
+        except (nats.errors.Error, OSError) as error:
             if link is not None:
                 await self._kept.drop(link)
             return failed_outcome(error, self._password)
@@ -111,7 +111,7 @@ class NatsDestination:
                 await link.answer(link.client.jetstream(timeout=5).find_stream_name_by_subject(self._subject))
         except nats.js.errors.NotFoundError:
             return f"no JetStream stream stores {self._subject!r}"
-        except (nats.errors.Error, OSError, AddressForbidden) as error:
+        except (nats.errors.Error, OSError) as error:
             if link is not None:
                 await self._kept.drop(link)
             return failed_outcome(error, self._password).answer

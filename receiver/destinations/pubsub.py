@@ -21,7 +21,6 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import google.auth
-import httpx
 import msgspec
 from google.auth.exceptions import GoogleAuthError
 from google.auth.transport.requests import Request
@@ -31,6 +30,7 @@ from receiver.destinations.base import invalid_hook
 from receiver.destinations.batches import size_of, too_large
 from receiver.destinations.cloudevents import encode, traceparent
 from receiver.destinations.http import open_client, post
+from receiver.destinations.http_client import HttpClient
 from receiver.destinations.outcome import Outcome, failed_outcome
 from receiver.hook import Hook
 from submitter.event import Event
@@ -50,7 +50,7 @@ class _Answer(msgspec.Struct, rename="camel"):
 class PubsubDestination:
     """One topic."""
 
-    def __init__(self, hook: Hook, client: httpx.AsyncClient, topic_url: str, *, is_emulator: bool) -> None:
+    def __init__(self, hook: Hook, client: HttpClient, topic_url: str, *, is_emulator: bool) -> None:
         self._hook = hook
         self._client = client
         self._topic_url = topic_url
@@ -108,7 +108,7 @@ class PubsubDestination:
         return None
 
     async def close(self) -> None:
-        await self._client.aclose()
+        await self._client.close()
 
 
 def _refresh(credentials: Any) -> None:

@@ -24,7 +24,7 @@ from receiver.destinations.batches import Batches, BatchLimits
 from receiver.destinations.cloudevents import encode, traceparent
 from receiver.destinations.outcome import Outcome, failed_outcome
 from receiver.hook import Hook
-from submitter.egress import AddressForbidden, require_allowed
+from submitter.egress import require_allowed
 from submitter.event import Event
 
 LIMITS = BatchLimits(event_bytes=512 * 1024 * 1024, events=1000, request_bytes=1024 * 1024)
@@ -51,7 +51,7 @@ class RedisDestination:
                 for event in events:
                     pipe.xadd(self._stream, self._fields(event), maxlen=self._maxlen, approximate=True)
                 answers = await pipe.execute(raise_on_error=False)
-        except (RedisError, OSError, AddressForbidden) as error:
+        except (RedisError, OSError) as error:
             return [failed_outcome(error)] * len(events)
         return [
             failed_outcome(answer) if isinstance(answer, Exception) else Outcome(True, f"entry {answer.decode()}")
@@ -71,7 +71,7 @@ class RedisDestination:
         try:
             await require_allowed(self._hook.url, self._allow_hosts)
             await self._client.ping()
-        except (RedisError, OSError, AddressForbidden) as error:
+        except (RedisError, OSError) as error:
             return failed_outcome(error).answer
         return None
 

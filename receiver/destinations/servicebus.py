@@ -20,13 +20,13 @@ import hashlib
 import hmac
 from urllib.parse import quote_plus, unquote
 
-import httpx
 import msgspec
 
 from receiver.destinations.azure import Entra, read_url
 from receiver.destinations.base import invalid_hook
 from receiver.destinations.cloudevents import encode, traceparent
 from receiver.destinations.http import open_client, post, reach
+from receiver.destinations.http_client import HttpClient
 from receiver.destinations.outcome import Outcome, failed_outcome
 from receiver.hook import Hook
 from submitter.event import Event
@@ -42,7 +42,7 @@ class ServiceBusDestination:
     def __init__(
         self,
         hook: Hook,
-        client: httpx.AsyncClient,
+        client: HttpClient,
         url: str,
         resource: str,
         key: tuple[str, str] | None,
@@ -84,7 +84,7 @@ class ServiceBusDestination:
         return await reach(self._url, self._allow_hosts)
 
     async def close(self) -> None:
-        await self._client.aclose()
+        await self._client.close()
         if self._entra is not None:
             await self._entra.close()
 

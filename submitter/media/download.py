@@ -5,8 +5,8 @@ from pathlib import Path
 
 import httpx
 
-from submitter.egress import guarded_client
 from submitter.errors import RelayError
+from submitter.guarded_http import guarded_client
 
 
 class CannotFetch(RelayError):

@@ -4,6 +4,7 @@ import asyncio
 import json
 import socket
 import sys
+from asyncio.selector_events import BaseSelectorEventLoop
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -21,7 +22,7 @@ from receiver.destinations import open_destination
 from receiver.hook import Hook
 from submitter import log
 from submitter.callback_url import callback_url
-from submitter.egress import guarded_client
+from submitter.guarded_http import guarded_client
 from submitter.media.download import CannotFetch, download
 from submitter.media.probe import Medium, probe
 from submitter.sandbox.server import all_listening, free_socket
@@ -153,8 +154,13 @@ async def test_no_rebound_name_leads_into_the_network(
         connected.append(request.url.host)
         raise httpx.ConnectError("no network in this test")
 
+    async def connect_socket(self: Any, sock: socket.socket, address: tuple[str, int]) -> None:
+        connected.append(address[0])
+        raise OSError("no network in this test")
+
     monkeypatch.setattr(socket, "getaddrinfo", rebind)
-    monkeypatch.setattr(httpx.AsyncHTTPTransport, "handle_async_request", connect)
+    monkeypatch.setattr(httpx.AsyncHTTPTransport, "handle_async_request", connect)  # of media and results
+    monkeypatch.setattr(BaseSelectorEventLoop, "sock_connect", connect_socket)  # of hooks
     assert "no network" in await fetch("http://rebinding.example.com/secret", tmp_path, frozenset())
     assert (len(resolved), connected) == (1, ["1.1.1.1"])
 

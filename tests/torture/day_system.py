@@ -8,7 +8,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
+import httpx
+
 from receiver.destinations.http import HttpDestination
+from receiver.destinations.http_client import Answer, NoAnswer
 from receiver.service import Service, create_service_app
 from receiver.settings import ReceiverSettings
 from submitter.http import VendorHttp
@@ -114,13 +117,30 @@ class Machine(ABC):
         """Stop it in order."""
 
 
+class SimulatedHttp:
+    """The hooks' HTTP client, in the in-process network."""
+
+    def __init__(self, client: httpx.AsyncClient) -> None:
+        self._client = client
+
+    async def post(self, url: str, body: bytes, headers: Mapping[str, str], body_timeout_s: float) -> Answer:
+        try:
+            response = await self._client.post(url, content=body, headers=dict(headers))
+        except httpx.HTTPError as error:
+            raise NoAnswer(f"{type(error).__name__}: {error}") from error
+        return Answer(response.status_code, response.headers.get("retry-after"), response.content)
+
+    async def close(self) -> None:
+        await self._client.aclose()
+
+
 class Receiver(Machine):
     """The receiver: its endpoints, and the worker with dispatcher and poller."""
 
     def _open(self, process: Process, ledger: DayLedger) -> None:
         settings = self._settings
         destinations = {
-            hook.name: HttpDestination(hook, self._network.client(process, hook.timeout_s), frozenset())
+            hook.name: HttpDestination(hook, SimulatedHttp(self._network.client(process, hook.timeout_s)), frozenset())
             for hook in settings.hooks
         }
         self._service = Service(settings, ledger, self.clock, None, destinations)

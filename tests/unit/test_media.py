@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from submitter.egress import guarded_client
 from submitter.errors import Problem
+from submitter.guarded_http import guarded_client
 from submitter.media.check import MediaFacts, check_media
 from submitter.media.isobmff import BOXES_MAX, Unreadable, read_movie, sniff
 from submitter.media.probe import REMOTE_REQUESTS, Medium, open_medium, probe
