@@ -13,6 +13,7 @@ import structlog
 from starlette.types import Receive, Scope, Send
 
 from receiver.problem import RequestRefused, problem_of
+from receiver.refusal_log import INTERVAL_S, RefusalLog
 from receiver.verification import Verifier
 from submitter.callback_url import redact_body
 from submitter.clock import Clock
@@ -72,7 +73,7 @@ def path_of(scope: Scope) -> str:
 
 
 class CallbackEndpoint:
-    """The ASGI endpoint. It logs and counts the result of every callback."""
+    """The ASGI endpoint. It counts the result of every callback, and logs what changed and what was refused."""
 
     def __init__(
         self,
@@ -92,6 +93,7 @@ class CallbackEndpoint:
         self._body_limit = body_limit
         self._read_timeout_s = read_timeout_s
         self._storing = 0
+        self._refusals = RefusalLog()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         vendor = "unknown"
@@ -110,13 +112,27 @@ class CallbackEndpoint:
                 await self._notify()
         except (RelayError, RequestRefused) as error:
             result = type(error).__name__ if isinstance(error, RelayError) else "BodyRefused"
-            log.warning("callback.refused", vendor=vendor, reason=str(error))
+            if self._is_logged(result):
+                log.warning("callback.refused", vendor=vendor, reason=str(error))
             await problem_of(error)(scope, receive, send)
         else:
             await send(_ANSWERS[result])
             await send(_END)
         if self._metrics is not None:
             self._metrics.callback(vendor, result)
+
+    def _is_logged(self, result: str) -> bool:
+        """Return whether a callback that changed nothing gets a line; those that get none are counted in one, later."""
+        now_s = self._clock.monotonic_s()
+        if self._refusals.is_over(now_s):
+            self._log_unlogged()
+            self._refusals.begin(now_s)
+            asyncio.get_running_loop().call_later(INTERVAL_S, self._log_unlogged)
+        return self._refusals.admits(result)
+
+    def _log_unlogged(self) -> None:
+        if unlogged := self._refusals.end():
+            log.warning("callbacks.unlogged", **unlogged)
 
     async def _read(self, headers: Mapping[bytes, bytes], receive: Receive) -> bytes:
         length = headers.get(b"content-length", b"0")
@@ -180,7 +196,8 @@ class CallbackEndpoint:
         if not is_ours(task):
             return await self._quarantine(vendor, id, body, f"about another task: {vendor} {report.task_id}", now_ms)
         if applied.transition is None:
-            log.info("callback.unchanged", vendor=vendor, external_task_id=id, status=report.status.value)
+            if self._is_logged("unchanged"):
+                log.info("callback.unchanged", vendor=vendor, external_task_id=id, status=report.status.value)
             return "unchanged"
         if applied.transition.event_type is None:
             log.info("callback.unconfirmed", vendor=vendor, external_task_id=id, status=report.status.value)

@@ -4,6 +4,7 @@ import asyncio
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator
 from contextlib import closing
 from pathlib import Path
@@ -248,6 +249,50 @@ async def test_a_group_that_meets_a_held_write_lock_fails_at_once(
     holder.close()
     assert await ledger.reserve(task("t0")) is not None
     await ledger.close()
+
+
+async def test_while_the_disk_hangs_operations_whose_callers_gave_up_are_dropped_before_they_run(
+    opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Callers give up after seconds and come again: without it, the longer a disk hangs, the more memory it takes."""
+    monkeypatch.setattr("submitter.ledger.sqlite.group_commit.PENDING_MAX", 100)
+    ledger = opened()
+    writer = ledger._writer  # type: ignore[attr-defined]
+    await ledger.reserve(task("a"))
+    decided: list[int] = []
+
+    async def hang(waiting_of_each_turn: int) -> None:
+        """Let the disk hang while callers come in ten turns and most of them give up before the next turn."""
+        reached, release = threading.Event(), threading.Event()
+
+        def write(db: sqlite3.Connection) -> None:
+            reached.set()
+            release.wait(30)
+
+        hanging = asyncio.ensure_future(writer.submit(run=write))
+        await asyncio.to_thread(reached.wait, 30)
+        kept: list[asyncio.Task[object]] = []
+        for turn in range(10):
+
+            def decide(current: Task, turn: int = turn) -> None:
+                decided.append(turn)
+
+            callers = [asyncio.create_task(ledger.apply("a", decide)) for _ in range(90)]
+            await asyncio.sleep(0)
+            kept += callers[:waiting_of_each_turn]
+            for caller in callers[waiting_of_each_turn:]:
+                caller.cancel()
+            await asyncio.wait(callers[waiting_of_each_turn:])
+            assert len(writer._pending) < 200
+        release.set()
+        await hanging
+        await asyncio.gather(*kept)
+
+    await hang(1)
+    assert len(decided) < 200
+    assert set(decided) == set(range(10))  # each caller that waited got its result
+    await hang(0)
+    await succeed(ledger, "b")  # and the next one, though all before it gave up
 
 
 async def test_a_full_disk_is_an_error_and_ends_when_there_is_room(opened: Open) -> None:

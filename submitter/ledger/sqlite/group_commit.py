@@ -19,6 +19,13 @@ from submitter.transition import Decide
 
 GROUP_MAX = 512  # a group of this size is handed over without waiting for more callers
 
+PENDING_MAX = 1000
+"""Above this many pending operations, those whose callers gave up are dropped.
+
+A disk that hangs would otherwise be kept busy long after it is well again, with work that no caller waits for. Fewer
+are written anyway: a callback that was answered too late is stored all the same.
+"""
+
 
 class Operation(msgspec.Struct):
     """A waiting caller's write: either `run`, or `decide` for the task `external_task_id`."""
@@ -52,6 +59,7 @@ class GroupWriter:
         self._apply_all = apply_all
         self._on_commit = on_commit
         self._pending: list[Operation] = []
+        self._drop_above = PENDING_MAX
         self._writing = False
         self._groups: queue.SimpleQueue[list[Operation] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._write_loop, name="ledger-write", daemon=True)
@@ -70,7 +78,14 @@ class GroupWriter:
         if not self._pending and not self._writing:
             loop.call_soon(self._hand_over, loop, 0)
         self._pending.append(Operation(future, loop, run, external_task_id, decide))
+        if len(self._pending) > self._drop_above:
+            self._drop_abandoned()
         return future
+
+    def _drop_abandoned(self) -> None:
+        """Drop the pending operations whose callers no longer wait; look again when there are twice as many."""
+        self._pending = [operation for operation in self._pending if not operation.future.done()]
+        self._drop_above = max(PENDING_MAX, 2 * len(self._pending))
 
     def _hand_over(self, loop: asyncio.AbstractEventLoop, seen: int) -> None:
         """Pass the pending operations to the writer thread, once the loop has no more callers ready.
@@ -80,10 +95,14 @@ class GroupWriter:
         """
         if seen < len(self._pending) < GROUP_MAX:
             loop.call_soon(self._hand_over, loop, len(self._pending))
-        elif self._pending and not self._writing:
+            return
+        if len(self._pending) > PENDING_MAX:
+            self._drop_abandoned()
+        if self._pending and not self._writing:
             self._writing = True
             self._groups.put(self._pending)
             self._pending = []
+            self._drop_above = PENDING_MAX
 
     def _write_loop(self) -> None:
         while (group := self._groups.get()) is not None:
