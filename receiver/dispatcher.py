@@ -5,6 +5,7 @@ expires and another worker retries: delivery is at least once.
 """
 
 import asyncio
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -23,6 +24,8 @@ from submitter.event import with_raw
 from submitter.ledger.base import Delivery, Ledger, Settlement
 
 LEASE_MARGIN_S = 30
+ROUTE_EVERY_S = 1.0
+"""How often to claim while no hook has capacity: that creates deliveries of new events, which hooks' states count."""
 
 log = structlog.get_logger("delivery")
 
@@ -65,8 +68,10 @@ class Dispatcher:
         timeouts = max((hook.timeout_s for hook in hooks), default=0)
         self._lease_ms = int((timeouts + LEASE_MARGIN_S) * 1000)
         self.attempts_started = 0
-        self.is_behind = False
-        """Whether the last claim used up a hook's capacity, so that more of its deliveries may be due now."""
+        self.ready = asyncio.Event()
+        """Set when deliveries may be due that the last claim left for want of a slot, and a slot is free."""
+        self._is_behind = False  # whether the last claim left due deliveries, or may have
+        self._route_at_s = -math.inf
 
     async def dispatch(self, started: set[asyncio.Task[None]] | None = None) -> float | None:
         """Start every due attempt within capacity; return the seconds until the next is due, or None.
@@ -74,12 +79,16 @@ class Dispatcher:
         The attempts are added to `started`, for a caller that waits for its own attempts only. An
         attempt ends with a commit, which wakes the callers of `wait_for_change`.
         """
-        now_ms = self._clock.now_ms()
+        now_ms, now_s = self._clock.now_ms(), self._clock.monotonic_s()
         capacities = {name: self._capacity(hook, now_ms / 1000) for name, hook in self._hooks.items()}
+        if not any(capacities.values()) and self._hooks and now_s < self._route_at_s:
+            self._is_behind = True
+            return self._next_wait_s(now_ms, self._route_at_s - now_s)
+        self._route_at_s = now_s + ROUTE_EVERY_S
         subscriptions = [hook.subscription(capacities[name]) for name, hook in self._hooks.items()]
         claimed = await self._ledger.claim_deliveries(subscriptions, now_ms, self._lease_ms)
         claimed_of = Counter(delivery.hook for delivery in claimed.items)
-        self.is_behind = any(capacity > 0 and claimed_of[name] == capacity for name, capacity in capacities.items())
+        self._is_behind = any(claimed_of[name] == capacity for name, capacity in capacities.items())
         for delivery in claimed.items:
             self.attempts_started += 1
             self._sending[delivery.hook].add((delivery.id, delivery.attempts))
@@ -92,12 +101,16 @@ class Dispatcher:
             attempt.add_done_callback(self._attempts.discard)
             if delivery.hook in self._buckets:
                 self._buckets[delivery.hook] = self._buckets[delivery.hook].take(1)
-        waits_s = [bucket.next_s for name, bucket in self._buckets.items() if bucket.next_s > 0]
+        if claimed.next_due_ms is None:
+            return self._next_wait_s(now_ms)
+        return self._next_wait_s(now_ms, max(0.0, (claimed.next_due_ms - self._clock.now_ms()) / 1000))
+
+    def _next_wait_s(self, now_ms: int, *waits_s: float) -> float | None:
+        """Return the least of `waits_s` and of the seconds until rate limits and circuit breakers allow more."""
+        tokens_s = [bucket.next_s for bucket in self._buckets.values() if bucket.next_s > 0]
         probes_s = [breaker.until_s for breaker in self._breakers.values() if breaker.until_s is not None]
-        waits_s.extend(until_s - now_ms / 1000 for until_s in probes_s if until_s > now_ms / 1000)
-        if claimed.next_due_ms is not None:
-            waits_s.append(max(0.0, (claimed.next_due_ms - self._clock.now_ms()) / 1000))
-        return min(waits_s, default=None)
+        paused_s = [until_s - now_ms / 1000 for until_s in probes_s if until_s > now_ms / 1000]
+        return min([*waits_s, *tokens_s, *paused_s], default=None)
 
     def _capacity(self, hook: Hook, now_s: float) -> int:
         sending = len(self._sending[hook.name])
@@ -133,6 +146,8 @@ class Dispatcher:
     def _free_slot(self, delivery: Delivery, _: object = None) -> None:
         """Free the slot of an attempt. Idempotent."""
         self._sending[delivery.hook].discard((delivery.id, delivery.attempts))
+        if self._is_behind:
+            self.ready.set()
 
     async def _send(self, hook: Hook, delivery: Delivery) -> tuple[Outcome, Settlement]:
         """Send the event; return the outcome, and how to settle the delivery."""

@@ -1,6 +1,7 @@
 """Background loops: deliver events, poll overdue tasks, listen to event streams.
 
-Commits and stream events wake the loops. Timers serve only work that is due later.
+Commits and stream events wake the loops, and a freed slot wakes the dispatcher. Timers serve only work that is due
+later.
 """
 
 import asyncio
@@ -18,15 +19,9 @@ from submitter.ledger.base import Tasks
 
 STOP_TIMEOUT_S = 20.0
 PAUSE_AFTER_ERROR_S = 1.0
-DELIVER_EVERY_S = 0.02
-"""Minimum time between two claims: an idle hook is notified at once, and under load one claim serves many commits."""
-DELIVER_BEHIND_S = 0.002
-"""The same while a hook's capacity is used up, because more of its deliveries may be due."""
 POLL_EVERY_S = 0.25
 
 log = structlog.get_logger("worker")
-
-Step = Callable[[], Awaitable[float | None]]
 
 
 class Worker:
@@ -51,8 +46,9 @@ class Worker:
     def start(self) -> None:
         """Start the loops in the running event loop."""
         self._loops = [
-            asyncio.create_task(self._run("deliver", self._dispatcher.dispatch, self._deliver_every_s)),
-            asyncio.create_task(self._run("poll", self._poller.poll, lambda: POLL_EVERY_S)),
+            asyncio.create_task(self._repeat("deliver", self._deliver_once)),
+            asyncio.create_task(self._repeat("watch", self._watch_once)),
+            asyncio.create_task(self._repeat("poll", self._poll_once)),
             *(asyncio.create_task(listener.run()) for listener in self._listeners),
         ]
 
@@ -114,20 +110,32 @@ class Worker:
             "polled": self._poller.polled - polled,
         }
 
-    def _deliver_every_s(self) -> float:
-        return DELIVER_BEHIND_S if self._dispatcher.is_behind else DELIVER_EVERY_S
+    async def _deliver_once(self) -> None:
+        """Start the attempts that are due; return when there may be more, and slots for them."""
+        ready = self._dispatcher.ready
+        ready.clear()
+        wait_s = await self._dispatcher.dispatch()
+        await self._clock.wait(ready, wait_s)
 
-    async def _run(self, name: str, step: Step, every_s: Callable[[], float]) -> None:
-        clock = self._clock
+    async def _watch_once(self) -> None:
+        """Wake the dispatcher; return after the next commit. It claims after `version` is read, so it misses none."""
+        version = self._ledger.version()
+        self._dispatcher.ready.set()
+        await self._clock.wait_for_change(self._ledger, version, None)
+
+    async def _poll_once(self) -> None:
+        version, started_s = self._ledger.version(), self._clock.monotonic_s()
+        wait_s = await self._poller.poll()
+        await self._clock.wait_for_change(self._ledger, version, wait_s)
+        await self._clock.sleep(started_s + POLL_EVERY_S - self._clock.monotonic_s())
+
+    async def _repeat(self, name: str, step: Callable[[], Awaitable[None]]) -> None:
         while True:
             try:
-                version, started_s = self._ledger.version(), clock.monotonic_s()
-                wait_s = await step()
-                await clock.wait_for_change(self._ledger, version, wait_s)
-                await clock.sleep(started_s + every_s() - clock.monotonic_s())
+                await step()
             except LedgerUnavailable as error:
                 log.error(f"{name}.stalled", reason=str(error))
-                await clock.sleep(PAUSE_AFTER_ERROR_S)
+                await self._clock.sleep(PAUSE_AFTER_ERROR_S)
             except Exception:
                 log.exception(f"{name}.failed")
-                await clock.sleep(PAUSE_AFTER_ERROR_S)
+                await self._clock.sleep(PAUSE_AFTER_ERROR_S)

@@ -5,7 +5,7 @@ import random
 import secrets
 import time
 import uuid
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from typing import Protocol
 
 
@@ -43,6 +43,12 @@ class Clock:
     async def wait_for_change(self, ledger: Changing, version: int, timeout_s: float | None) -> None:
         """Return once something was committed since `version`, or after `timeout_s` seconds."""
         await ledger.wait_for_change(version, timeout_s)
+
+    async def wait(self, event: asyncio.Event, timeout_s: float | None) -> None:
+        """Return once `event` is set, or after `timeout_s` seconds; None sets no limit."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await event.wait()
 
     def chance(self) -> float:
         """Return a number from 0 to 1, for jitter."""

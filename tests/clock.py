@@ -53,6 +53,10 @@ class SkippingClock(Clock):
         async with self._waiting(timeout_s):
             await ledger.wait_for_change(version, None)
 
+    async def wait(self, event: asyncio.Event, timeout_s: float | None) -> None:
+        async with self._waiting(timeout_s):
+            await event.wait()
+
     @asynccontextmanager
     async def _waiting(self, seconds: float | None) -> AsyncIterator[None]:
         with suppress(TimeoutError):

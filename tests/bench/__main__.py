@@ -24,7 +24,7 @@ from tests.bench.buses import show_buses
 from tests.bench.cold_start import show_cold_start
 from tests.bench.ledgers import show_postgres, show_sizes
 from tests.bench.load import Load, drip, flood
-from tests.bench.processes import folder, listening_process
+from tests.bench.processes import folder, listening_process, memory_kib
 from tests.conformance.brokers import free_port
 
 ROUNDS = 5
@@ -64,14 +64,6 @@ def steady(per_s: float, seconds: int = 6) -> Load:
         requests = servers.callbacks("b", count)
         with served("receiver", directory) as (port, _):
             return uvloop.run(drip("127.0.0.1", port, requests, per_s))
-
-
-def memory_kib(pid: int) -> int:
-    """Return the resident memory (RSS) of a process, in KiB."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1])
-    return 0
 
 
 def reach_hook(count: int = 100) -> list[float]:

@@ -82,8 +82,11 @@ async def flood(host: str, port: int, requests: list[bytes], connections: int = 
     return _load(run, time.perf_counter() - begun)
 
 
-async def drip(host: str, port: int, requests: list[bytes], per_s: float) -> Load:
-    """Open loop: send requests at a steady rate. Latency counts from when a request was due."""
+async def drip(host: str, port: int, requests: list[bytes], per_s: float, sent_s: list[float] | None = None) -> Load:
+    """Open loop: send requests at a steady rate. Latency counts from when a request was due.
+
+    `sent_s` gets when each was due, in seconds of time.perf_counter.
+    """
     latencies: list[float] = []
     bad = 0
     free: asyncio.Queue[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = asyncio.Queue()
@@ -108,6 +111,8 @@ async def drip(host: str, port: int, requests: list[bytes], per_s: float) -> Loa
     tasks = []
     for i, request in enumerate(requests):
         due = begun + i / per_s
+        if sent_s is not None:
+            sent_s.append(due)
         if (wait := due - time.perf_counter()) > 0:
             await asyncio.sleep(wait)
         tasks.append(asyncio.create_task(one(request, due)))

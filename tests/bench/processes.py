@@ -52,3 +52,27 @@ def folder() -> Iterator[Path]:
         yield created
     finally:
         shutil.rmtree(created)
+
+
+def memory_kib(pid: int) -> int:
+    """Return the resident memory (RSS) of a process and its children, in KiB."""
+    total = 0
+    for one in _family(pid):
+        for line in Path(f"/proc/{one}/status").read_text().splitlines():
+            if line.startswith("VmRSS:"):
+                total += int(line.split()[1])
+    return total
+
+
+def cpu_s(pid: int) -> float:
+    """Return the CPU time of a process and its children, in seconds."""
+    ticks = 0
+    for one in _family(pid):
+        fields = Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def _family(pid: int) -> list[int]:
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [pid, *(one for child in children for one in _family(int(child)))]

@@ -20,13 +20,20 @@ from submitter.ledger.base import (
     Settlement,
     Subscription,
 )
+from submitter.ledger.sqlite.rows import execute_rows
 
 EVENTS_PER_CLAIM = 1000  # events that one claim takes from the outbox
 
-INSERT_DELIVERIES = """
+# Subscriptions are a JSON array of [hook, endpoint fingerprint, event types or null].
+INSERT_DELIVERIES = f"""
 INSERT INTO deliveries (event_seq, hook, state, due_at_ms, last_error)
-SELECT seq, ?1, ?2, ?3, ?4 FROM events
-WHERE seq > ?5 AND seq <= ?6 AND (?7 IS NULL OR type IN (SELECT value FROM json_each(?7)))
+SELECT e.seq, json_extract(s.value, '$[0]'), CASE WHEN d.hook IS NULL THEN 'due' ELSE 'dead' END, ?2,
+       CASE WHEN d.hook IS NULL THEN '' ELSE '{HOOK_DISABLED}' || d.reason END
+FROM events AS e CROSS JOIN json_each(?1) AS s
+LEFT JOIN disabled AS d ON d.hook = json_extract(s.value, '$[0]') AND d.target = json_extract(s.value, '$[1]')
+WHERE e.seq > ?3 AND e.seq <= ?4
+AND (json_extract(s.value, '$[2]') IS NULL OR e.type IN (SELECT value FROM json_each(s.value, '$[2]')))
+ORDER BY e.seq
 """
 SELECT_DELIVERIES = """
 SELECT d.id, d.hook, d.state, d.attempts, d.due_at_ms, d.last_error,
@@ -34,9 +41,31 @@ SELECT d.id, d.hook, d.state, d.attempts, d.due_at_ms, d.last_error,
 FROM deliveries AS d JOIN events AS e ON e.seq = d.event_seq
 """
 
+# The claims that are still held, for rows of id and attempts.
+SELECT_HELD = """
+SELECT id, attempts FROM deliveries JOIN (VALUES {rows}) ON id = column1 AND attempts = column2 WHERE state = 'due'
+"""
+# How to settle a delivery: columns id, attempts, state, due_at_ms, last_error.
+SETTLE = """
+UPDATE deliveries SET state = column3, due_at_ms = column4, last_error = column5
+FROM (VALUES {rows}) WHERE id = column1 AND attempts = column2 AND state = 'due'
+"""
+
 EARLIER_DUE = """
 SELECT 1 FROM events AS e2 JOIN deliveries AS d2 ON d2.event_seq = e2.seq AND d2.hook = d.hook
 WHERE e2.external_task_id = e.external_task_id AND e2.sequence < e.sequence AND d2.state = 'due'
+"""
+# When a hook's next delivery is due, for a JSON array of hooks; for ordered hooks without those that an earlier blocks.
+NEXT_DUE = """
+SELECT h.value, n.due_at_ms FROM json_each(?) AS h JOIN deliveries AS n ON n.id = (
+    SELECT d.id FROM deliveries AS d WHERE d.state = 'due' AND d.hook = h.value ORDER BY d.due_at_ms LIMIT 1
+)
+"""
+NEXT_UNBLOCKED = f"""
+SELECT h.value, n.due_at_ms FROM json_each(?) AS h JOIN deliveries AS n ON n.id = (
+    SELECT d.id FROM deliveries AS d JOIN events AS e ON e.seq = d.event_seq
+    WHERE d.state = 'due' AND d.hook = h.value AND NOT EXISTS ({EARLIER_DUE}) ORDER BY d.due_at_ms LIMIT 1
+)
 """
 
 
@@ -48,38 +77,39 @@ def claim(
     db.execute(
         "UPDATE deliveries SET due_at_ms = ? WHERE state = 'due' AND due_at_ms > ?", (now_ms, now_ms + AHEAD_MAX_MS)
     )
+    due = _next_due(db, [subscription for subscription in subscriptions if subscription.capacity > 0])
     claimed: list[Delivery] = []
     next_due = [now_ms] if has_more else []
     for subscription in subscriptions:
+        due_at_ms = due.get(subscription.hook)
+        if due_at_ms is None:
+            continue
+        if due_at_ms > now_ms:
+            next_due.append(due_at_ms)
+            continue
         found = _claim_for_hook(db, subscription, now_ms, lease_ms)
         claimed.extend(found)
         if len(found) < subscription.capacity:  # a hook at its capacity is claimed for again after a settle
-            row = db.execute(
-                "SELECT d.due_at_ms FROM deliveries AS d JOIN events AS e ON e.seq = d.event_seq"
-                f" WHERE d.state = 'due' AND d.hook = ? {_unblocked(subscription)} ORDER BY d.due_at_ms LIMIT 1",
-                (subscription.hook,),
-            ).fetchone()
-            next_due.extend([] if row is None else [row[0]])
+            next_due.extend(_next_due(db, [subscription]).values())
     return Claimed(claimed, min(next_due, default=None))
 
 
-def settle(db: sqlite3.Connection, delivery: Delivery, settlement: Settlement) -> bool:
-    """Store a claim's outcome if it is still held, and return whether it was; disable the hook on request."""
-    held = db.execute(
-        "UPDATE deliveries SET state = ?, due_at_ms = ?, last_error = ?"
-        " WHERE id = ? AND attempts = ? AND state = 'due'",
-        (settlement.state, settlement.due_at_ms, settlement.error, delivery.id, delivery.attempts),
-    ).rowcount
-    if settlement.disable_endpoint is not None:
-        db.execute(
-            "INSERT OR REPLACE INTO disabled (hook, target, reason) VALUES (?, ?, ?)",
-            (delivery.hook, settlement.disable_endpoint, settlement.error),
-        )
-        db.execute(
-            "UPDATE deliveries SET state = 'dead', last_error = ? WHERE hook = ? AND state = 'due'",
-            (f"{HOOK_DISABLED}{settlement.error}", delivery.hook),
-        )
-    return bool(held)
+def settle_all(db: sqlite3.Connection, settled: Sequence[tuple[Delivery, Settlement]]) -> list[bool]:
+    """Store the outcomes of claims that are still held; return which were. Disable hooks on request."""
+    rows = [(d.id, d.attempts, s.state, s.due_at_ms, s.error) for d, s in settled]
+    held = set(execute_rows(db, SELECT_HELD, [row[:2] for row in rows]))
+    execute_rows(db, SETTLE, rows)
+    for delivery, settlement in settled:
+        if settlement.disable_endpoint is not None:
+            db.execute(
+                "INSERT OR REPLACE INTO disabled (hook, target, reason) VALUES (?, ?, ?)",
+                (delivery.hook, settlement.disable_endpoint, settlement.error),
+            )
+            db.execute(
+                "UPDATE deliveries SET state = 'dead', last_error = ? WHERE hook = ? AND state = 'due'",
+                (f"{HOOK_DISABLED}{settlement.error}", delivery.hook),
+            )
+    return [(delivery.id, delivery.attempts) in held for delivery, _ in settled]
 
 
 def find(db: sqlite3.Connection, hook: str | None, state: DeliveryState | None, limit: int) -> list[Delivery]:
@@ -158,13 +188,22 @@ def _create_deliveries(db: sqlite3.Connection, subscriptions: Sequence[Subscript
     ).fetchone()
     if not count:
         return False
-    for subscription in subscriptions:
-        reason = _disabled(db, subscription)
-        state, error = ("due", "") if reason is None else ("dead", f"{HOOK_DISABLED}{reason}")
-        types = None if subscription.events is None else msgspec.json.encode(sorted(subscription.events)).decode()
-        db.execute(INSERT_DELIVERIES, (subscription.hook, state, now_ms, error, after, upto, types))
+    rows = [(one.hook, one.endpoint_fingerprint, one.events and sorted(one.events)) for one in subscriptions]
+    db.execute(INSERT_DELIVERIES, (msgspec.json.encode(rows).decode(), now_ms, after, upto))
     db.execute("UPDATE routed SET upto = ?", (upto,))
     return bool(count == EVENTS_PER_CLAIM)
+
+
+def _next_due(db: sqlite3.Connection, subscriptions: Sequence[Subscription]) -> dict[str, int]:
+    """Return when the next delivery of each hook is due, of the hooks that have one."""
+    found: dict[str, int] = {}
+    for sql, hooks in (
+        (NEXT_DUE, [one.hook for one in subscriptions if not one.ordered]),
+        (NEXT_UNBLOCKED, [one.hook for one in subscriptions if one.ordered]),
+    ):
+        if hooks:
+            found |= db.execute(sql, (msgspec.json.encode(hooks).decode(),)).fetchall()
+    return found
 
 
 def _unblocked(subscription: Subscription) -> str:

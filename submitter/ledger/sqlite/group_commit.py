@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from submitter.errors import LedgerUnavailable, RelayError
+from submitter.ledger.base import Delivery, Settlement
 from submitter.transition import Decide
 
 GROUP_MAX = 512  # a group of this size is handed over without waiting for more callers
@@ -28,21 +29,24 @@ are written anyway: a callback that was answered too late is stored all the same
 
 
 class Operation(msgspec.Struct):
-    """A waiting caller's write: either `run`, or `decide` for the task `external_task_id`."""
+    """A waiting caller's write: `decide` for the task `external_task_id`, `settlement` of `delivery`, or `run`."""
 
     future: "asyncio.Future[Any]"
     loop: asyncio.AbstractEventLoop
     run: Callable[[sqlite3.Connection], Any] | None = None
     external_task_id: str = ""
     decide: Decide | None = None
+    delivery: Delivery | None = None
+    settlement: Settlement | None = None
     outcome: Any = None
 
 
 class GroupWriter:
     """The writer thread of one SQLite connection.
 
-    `apply_all` runs a group's decisions and stores their results. `on_commit` is called on the
-    event loop after each group.
+    `apply_all` runs a group's decisions and settlements and stores their results. They come before the group's other
+    operations, so that a claim finds the events and settlements of its group. `on_commit` is called on the event loop
+    after each group.
     """
 
     def __init__(
@@ -71,13 +75,15 @@ class GroupWriter:
         run: Callable[[sqlite3.Connection], Any] | None = None,
         external_task_id: str = "",
         decide: Decide | None = None,
+        delivery: Delivery | None = None,
+        settlement: Settlement | None = None,
     ) -> "asyncio.Future[Any]":
         """Add an operation to the next transaction; return the future of its result."""
         loop = asyncio.get_running_loop()
         future = loop.create_future()
         if not self._pending and not self._writing:
             loop.call_soon(self._hand_over, loop, 0)
-        self._pending.append(Operation(future, loop, run, external_task_id, decide))
+        self._pending.append(Operation(future, loop, run, external_task_id, decide, delivery, settlement))
         if len(self._pending) > self._drop_above:
             self._drop_abandoned()
         return future
@@ -112,10 +118,10 @@ class GroupWriter:
     def _commit(self, group: list[Operation]) -> None:
         try:
             with transaction(self._db) as db:
+                self._apply_all(db, [operation for operation in group if operation.run is None])
                 for operation in group:
                     if operation.run is not None:
                         operation.outcome = _outcome(operation.run, db)
-                self._apply_all(db, [operation for operation in group if operation.decide is not None])
             if self._is_replaced():
                 self._empty_log()
                 raise Replaced("the file was moved, removed or replaced: restart this process")

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import msgspec
 
@@ -40,12 +40,12 @@ from submitter.ledger.sqlite import records as record_sql
 from submitter.ledger.sqlite.deliveries import read_event
 from submitter.ledger.sqlite.group_commit import GroupWriter, Operation
 from submitter.ledger.sqlite.migrations import migrate
+from submitter.ledger.sqlite.rows import execute_rows
 from submitter.task import Task, TaskStatus
 from submitter.transition import Decide
 
 BUSY_TIMEOUT_S = 5.0  # a callback waits for the group before its own, and for its own
 CHECK_EVERY_S = 0.05  # how often a waiter looks for another process's commit
-ROWS_PER_STEP = 64
 
 T = TypeVar("T")
 _tasks = msgspec.json.Decoder(Task)
@@ -195,7 +195,10 @@ class SqliteLedger:
         return await self._write(lambda db: delivery_sql.claim(db, subscriptions, now_ms, lease_ms))
 
     async def settle(self, delivery: Delivery, settlement: Settlement) -> bool:
-        return await self._write(lambda db: delivery_sql.settle(db, delivery, settlement))
+        if self._closed:
+            raise LedgerUnavailable("the ledger is closed")
+        is_held: bool = await self._writer.submit(delivery=delivery, settlement=settlement)
+        return is_held
 
     async def deliveries(self, *, hook: str | None, state: DeliveryState | None, limit: int) -> list[Delivery]:
         return await self._read(lambda db: delivery_sql.find(db, hook, state, limit))
@@ -328,6 +331,18 @@ def _connect(path: str) -> sqlite3.Connection:
 
 
 def _apply_all(db: sqlite3.Connection, operations: list[Operation]) -> None:
+    """Store the settlements of `operations`, and what their decisions change."""
+    _settle_all(db, [operation for operation in operations if operation.delivery is not None])
+    _decide_all(db, [operation for operation in operations if operation.decide is not None])
+
+
+def _settle_all(db: sqlite3.Connection, operations: list[Operation]) -> None:
+    settled = [(one.delivery, one.settlement) for one in operations if one.delivery and one.settlement]
+    for operation, is_held in zip(operations, delivery_sql.settle_all(db, settled), strict=True):
+        operation.outcome = is_held
+
+
+def _decide_all(db: sqlite3.Connection, operations: list[Operation]) -> None:
     """Run the decisions of `operations`, and store the changed tasks and their events."""
     if not operations:
         return
@@ -342,20 +357,12 @@ def _apply_all(db: sqlite3.Connection, operations: list[Operation]) -> None:
         id: task for id, task in changed.items() if (tasks[id].vendor, tasks[id].task_id) != (task.vendor, task.task_id)
     }
     if changed:
-        _execute_rows(db, UPDATE_TASKS, [_columns(task) for task in changed.values()])
+        execute_rows(db, UPDATE_TASKS, [_columns(task) for task in changed.values()])
     if moved:
-        _execute_rows(db, UPDATE_VENDOR_IDS, [(id, task.vendor, task.task_id) for id, task in moved.items()])
+        execute_rows(db, UPDATE_VENDOR_IDS, [(id, task.vendor, task.task_id) for id, task in moved.items()])
     if events:
         rows = [(e.external_task_id, e.sequence, e.id, e.type, e.time_ms, e.body.decode()) for e in events]
-        _execute_rows(db, INSERT_EVENTS, rows)
-
-
-def _execute_rows(db: sqlite3.Connection, sql: str, rows: Sequence[tuple[Any, ...]]) -> None:
-    """Execute `sql` with `{rows}` replaced by up to ROWS_PER_STEP rows at a time."""
-    for start in range(0, len(rows), ROWS_PER_STEP):
-        chunk = rows[start : start + ROWS_PER_STEP]
-        row = f"({', '.join('?' * len(chunk[0]))})"
-        db.execute(sql.format(rows=", ".join([row] * len(chunk))), [value for values in chunk for value in values])
+        execute_rows(db, INSERT_EVENTS, rows)
 
 
 def _insert(db: sqlite3.Connection, task: Task, poll_at_ms: int | None) -> None:
