@@ -24,10 +24,10 @@ REQUEST_S = 10.0
 HEADERS = 128
 """Header lines of one request: an empty one costs forty times its bytes in memory."""
 
-PIPELINED = 16
-"""Requests of one connection that wait for the one before; together they have HEADER_BYTES of headers at most."""
+PIPELINED = 8
+"""Requests of one connection that wait for the one before, each about 2.5 KiB in memory; HEADER_BYTES of headers."""
 
-HELD_BYTES = 64 * 1024 * 1024
+HELD_BYTES = 32 * 1024 * 1024
 """Bytes of unfinished requests, of all connections together; checked each second."""
 
 RESERVED_FILES = 124
@@ -146,6 +146,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.front.waiting.pop(self, None)
         self._drop_response()
+        self.pipeline.clear()  # they refer to the connection: garbage that waits for the collector, 20 KiB each time
         super().connection_lost(exc)
 
     def eof_received(self) -> None:

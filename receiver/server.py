@@ -18,6 +18,13 @@ KEEP_ALIVE_S = 75
 STOP_S = 30
 """How long requests in flight may take when the server stops."""
 
+ACCEPTED_AT_ONCE = 16
+"""New connections that one iteration of the event loop accepts.
+
+uvloop accepts one for each listening socket. Under a flood an iteration takes 50 ms, and with one socket a vendor
+would wait in the kernel's queue until the flood is over.
+"""
+
 
 class CannotListen(Exception):
     """The address cannot be listened on."""
@@ -58,5 +65,5 @@ def serve(
     )
     server = uvicorn.Server(config)
     with suppress(KeyboardInterrupt):  # uvicorn has stopped gracefully before it raises this
-        server.run(sockets=[listening])
+        server.run(sockets=[listening, *(listening.dup() for _ in range(ACCEPTED_AT_ONCE - 1))])
     return server.started

@@ -1,6 +1,7 @@
 """A steady load of signed callbacks, each repeated until it is answered 2xx as vendors do, and the answers to it."""
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -86,6 +87,9 @@ class Load:
         self.sent: set[str] = set()
         self.accepted: set[str] = set()
         self.answers: Counter[tuple[str, int]] = Counter()
+        self.took_s: list[float] = []
+        """From the first request of each accepted callback to its answer."""
+
         self.unclear: list[str] = []
         """Answers that a vendor must not get, each in a sentence."""
 
@@ -125,6 +129,7 @@ class Load:
         self._resumed.set()
 
     async def _deliver(self, callback: Callback) -> None:
+        begun_s = time.monotonic()
         while True:
             async with self._slots:
                 phase, may_be_unanswered = self.phase, self.may_be_unanswered
@@ -132,6 +137,7 @@ class Load:
             self.answers[phase, answer.status] += 1
             if answer.is_accepted:
                 self.accepted.add(callback.name)
+                self.took_s.append(time.monotonic() - begun_s)
                 return
             self._judge(callback, answer, phase, may_be_unanswered or self.may_be_unanswered)
             await asyncio.sleep(REPEAT_S)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 from collections import Counter
 from collections.abc import AsyncIterator
 
@@ -12,6 +13,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from receiver.http_limits import HEADERS, Front, HttpLimits, bounded_protocol, default_limits
 from submitter.sandbox.server import free_socket
@@ -92,6 +94,25 @@ async def test_endless_headers_are_refused_with_431(server: Server) -> None:
         writer.close()
     assert server.closed["headers"] >= 2
     assert await server.answers() == 200
+
+
+async def test_the_waiting_requests_of_a_closed_connection_are_freed_at_once(server: Server) -> None:
+    """Without the garbage collector: a flood that breaks a bound again and again fills the memory between two runs."""
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(10):
+            reader, writer = await server.connect()
+            writer.write(b"GET /hold HTTP/1.1\r\nhost: x\r\n\r\n" * 100)
+            await read_all(reader)
+            writer.close()
+        assert server.closed["pipelined"] == 10
+        server.release.set()
+        async with asyncio.timeout(20):
+            while sum(isinstance(one, RequestResponseCycle) for one in gc.get_objects()) > 20:  # 16 of each waited
+                await asyncio.sleep(0.05)
+    finally:
+        gc.enable()
 
 
 async def test_complete_headers_that_are_too_large_are_refused_with_431(server: Server) -> None:
