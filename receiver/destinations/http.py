@@ -26,7 +26,7 @@ from email.utils import parsedate_to_datetime
 import httpx
 
 from receiver.destinations.cloudevents import encode, traceparent
-from receiver.destinations.outcome import Outcome
+from receiver.destinations.outcome import Outcome, failed_outcome
 from receiver.hook import Hook
 from receiver.signature import sign
 from submitter.egress import AddressForbidden, connect, guarded_client
@@ -94,7 +94,7 @@ async def post(
     except AddressForbidden as error:
         return Outcome(False, str(error)), b""
     except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
-        return Outcome(False, f"{type(error).__name__}: {error}"[:500]), b""
+        return failed_outcome(error), b""
     status = response.status_code
     if response.is_success:
         return Outcome(True, f"HTTP {status}"), response_body
