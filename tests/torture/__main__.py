@@ -8,7 +8,7 @@ import traceback
 from pathlib import Path
 
 from submitter import log
-from tests.torture import day, exploring, kills, rotation, stores, strangers
+from tests.torture import day, exploring, kills, network, rotation, stores, strangers
 from tests.torture.parts import Missing, Part, Round
 
 PARTS: dict[str, Part] = {
@@ -18,6 +18,7 @@ PARTS: dict[str, Part] = {
     "model": exploring.run,
     "strangers": strangers.run,
     "rotation": rotation.run,
+    "network": network.run,
 }
 
 

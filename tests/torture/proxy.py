@@ -49,9 +49,10 @@ PASS = Treatment("pass")
 
 
 class FaultyProxy:
-    """A proxy in front of a loopback port; `choose` draws the treatment of each connection."""
+    """A proxy in front of the port `target` of `host`; `choose` draws the treatment of each connection."""
 
     def __init__(self) -> None:
+        self.host = "127.0.0.1"
         self.target = 0
         self.port = 0
         self.treated: Counter[str] = Counter()
@@ -135,7 +136,7 @@ class FaultyProxy:
             await _read_request(reader)
             await _answer(writer, treatment.lie)
             return
-        server_reader, server_writer = await asyncio.open_connection("127.0.0.1", self.target)
+        server_reader, server_writer = await asyncio.open_connection(self.host, self.target)
         others.append(server_writer)
         loses = asyncio.Event()
         if treatment.kind in ("lie_after", "lose"):
