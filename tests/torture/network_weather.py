@@ -4,7 +4,7 @@ import asyncio
 import math
 import random
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 
@@ -85,13 +85,19 @@ class Network:
     def __getitem__(self, name: str) -> FaultyProxy:
         return self._proxies[name]
 
-    async def storm(self, lasts_s: float) -> None:
-        """Let the weather of every link change for a while; then let every link pass everything."""
+    async def storm(self, lasts_s: float, is_enough: Callable[[], bool]) -> None:
+        """Let the weather of every link change for a while; then let every link pass everything.
+
+        It lasts until `is_enough` (on a busy machine the work comes late), but not longer than four times `lasts_s`.
+        """
         changing = [asyncio.create_task(self._change(link)) for link in LINKS]
         try:
-            done, _ = await asyncio.wait(changing, timeout=lasts_s, return_when=asyncio.FIRST_EXCEPTION)
-            for ended in done:
-                ended.result()
+            for _ in range(4):
+                done, _ = await asyncio.wait(changing, timeout=lasts_s, return_when=asyncio.FIRST_EXCEPTION)
+                for ended in done:
+                    ended.result()
+                if is_enough():
+                    break
         finally:
             for one in changing:
                 one.cancel()
