@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from receiver.delivery_policy import CircuitBreaker, TokenBucket, after_attempt, evaluate_when
 from receiver.destinations.base import Destination
-from receiver.destinations.outcome import Outcome
+from receiver.destinations.outcome import Outcome, failed_outcome
 from receiver.hook import PROGRESS, Hook
 from submitter.clock import Clock
 from submitter.errors import LedgerUnavailable
@@ -158,7 +158,7 @@ class Dispatcher:
         except TimeoutError:
             outcome = Outcome(False, f"no answer within {hook.timeout_s:g} s")
         except Exception as error:  # noqa: BLE001 - a broken destination must not stop the others
-            outcome = Outcome(False, f"{type(error).__name__}: {error}"[:500])
+            outcome = failed_outcome(error)
         now_ms = self._clock.now_ms()
         settlement = after_attempt(outcome, delivery, hook, now_ms, self._clock.chance())
         if self._metrics is not None:

@@ -22,6 +22,7 @@ import msgspec
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
+from receiver.destinations.outcome import failed_outcome
 from submitter.egress import CannotConnect, Resolve, public_of, resolve, tls_context
 
 BODY_MAX_BYTES = 1024 * 1024
@@ -89,7 +90,7 @@ class GuardedClient:
         except TimeoutError as error:
             raise NoAnswer(f"no answer within {self._timeout_s:g} s") from error
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            raise NoAnswer(f"{type(error).__name__}: {error}") from error
+            raise NoAnswer(failed_outcome(error).answer) from error
 
     def _session(self, *, is_allowed: bool) -> aiohttp.ClientSession:
         session = self._sessions.get(is_allowed)

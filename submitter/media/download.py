@@ -34,16 +34,21 @@ async def download(url: str, target: Path, allow_hosts: frozenset[str], max_byte
             wrong = _why_no_video(response)
             if wrong is not None:
                 raise CannotFetch(f"{target.name} was not saved: its URL returned {wrong}.")
-            size = 0
+            size, start = 0, b""
             with part.open("wb") as file:
                 async for chunk in response.aiter_raw():
                     size += len(chunk)
+                    start = start or chunk[:64].lstrip()
                     if size > max_bytes:
                         raise CannotFetch(f"{target.name} was not saved: it is larger than {max_bytes} bytes")
                     file.write(chunk)
+            if size == 0 or start.startswith((b"<", b"{")):  # labelled as a video, or not labelled
+                found = "an empty body" if size == 0 else f"a document ({start[:20]!r})"
+                raise CannotFetch(f"{target.name} was not saved: its URL returned {found}.")
         part.replace(target)
     except (httpx.HTTPError, httpx.InvalidURL, UnicodeError, OSError) as error:
-        raise CannotFetch(f"{target.name} was not saved: {error}") from error
+        reason = f"{type(error).__name__}: {error}".removesuffix(": ")
+        raise CannotFetch(f"{target.name} was not saved: {reason}") from error
     finally:
         with suppress(OSError):  # it would hide why the download failed
             part.unlink(missing_ok=True)

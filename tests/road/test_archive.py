@@ -20,6 +20,7 @@ from submitter.ledger.base import Delivery
 from submitter.media.download import CannotFetch, download
 from submitter.sandbox.server import free_socket, listening
 from submitter.task import TaskStatus
+from tests.torture.proxy import FaultyProxy, Treatment
 from tests.world import World
 
 
@@ -117,6 +118,38 @@ async def test_an_error_page_with_status_200_is_no_result(tmp_path: Path, header
     async with listening(Starlette(routes=[Route("/v.mp4", answer)]), bound):
         with pytest.raises(CannotFetch, match=reason):
             await download(f"{url}/v.mp4", tmp_path / "result.mp4", frozenset({"127.0.0.1"}))
+    assert list(tmp_path.glob("result*")) == []
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"), [(b"", "an empty body"), (b"\r\n <!doctype html>", "a document"), (b'{"code": 1', "a document")]
+)
+async def test_an_answer_without_a_video_is_no_result_whatever_its_type_says(
+    tmp_path: Path, body: bytes, reason: str
+) -> None:
+    async def answer(request: Request) -> Response:
+        return Response(body, media_type="video/mp4")
+
+    bound, url = free_socket()
+    async with listening(Starlette(routes=[Route("/v.mp4", answer)]), bound):
+        with pytest.raises(CannotFetch, match=f"its URL returned {reason}"):
+            await download(f"{url}/v.mp4", tmp_path / "result.mp4", frozenset({"127.0.0.1"}))
+    assert list(tmp_path.glob("result*")) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [("reset", "ReadError"), ("cut", "RemoteProtocolError: peer closed"), ("refuse", "(Read|Write)Error")],
+)
+async def test_a_connection_that_ends_too_early_gives_a_clear_reason(
+    world: World, tmp_path: Path, kind: str, reason: str
+) -> None:
+    await world.start(receiver=False)
+    async with FaultyProxy() as proxy:
+        proxy.target = urlsplit(world.hook_url).port or 0
+        proxy.treat(lambda: Treatment(kind, size=2000))
+        with pytest.raises(CannotFetch, match=f"was not saved: {reason}"):
+            await download(f"{proxy.url}/files/dance.mp4", tmp_path / "result.mp4", frozenset({"127.0.0.1"}))
     assert list(tmp_path.glob("result*")) == []
 
 

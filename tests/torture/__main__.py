@@ -8,7 +8,7 @@ import traceback
 from pathlib import Path
 
 from submitter import log
-from tests.torture import day, exploring, kills, overload, rotation, stores, strangers
+from tests.torture import day, exploring, kills, network, overload, rotation, stores, strangers
 from tests.torture.parts import Missing, Part, Round
 
 PARTS: dict[str, Part] = {
@@ -19,6 +19,7 @@ PARTS: dict[str, Part] = {
     "strangers": strangers.run,
     "rotation": rotation.run,
     "overload": overload.run,
+    "network": network.run,
 }
 
 

@@ -41,18 +41,29 @@ def start_receiver(
 
     `sabotage` breaks the product in the child, to prove that the checks find it.
     """
-    return _start(_receive, environ, log, kill, offset_ms, sabotage, port)
+    return start_process(_receive, environ, log, port, kill=kill, offset_ms=offset_ms, sabotage=sabotage)
 
 
 def start_submitter(
     environ: Mapping[str, str], requests: Sequence[Mapping[str, Any]], log: Path, *, kill: Kill | None, offset_ms: int
 ) -> ForkServerProcess:
     """Submit requests at once, as a user's Python program does; the exit status is 0 once all are accepted."""
-    return _start(_submit, environ, log, kill, offset_ms, None, list(requests))
+    return start_process(_submit, environ, log, list(requests), kill=kill, offset_ms=offset_ms)
 
 
-def _start(work: Callable[[Any], None], environ: Mapping[str, str], *arguments: Any) -> ForkServerProcess:
-    process = _forks.Process(target=_child, args=(work, dict(environ), *arguments), daemon=True)
+def start_process(
+    work: Callable[[Any], None],
+    environ: Mapping[str, str],
+    log: Path,
+    given: Any,
+    *,
+    kill: Kill | None = None,
+    offset_ms: int = 0,
+    sabotage: Callable[[], None] | None = None,
+) -> ForkServerProcess:
+    """Run `work(given)` in a process whose output goes to `log`."""
+    arguments = (work, dict(environ), log, kill, offset_ms, sabotage, given)
+    process = _forks.Process(target=_child, args=arguments, daemon=True)
     process.start()
     return process
 

@@ -7,18 +7,15 @@ fourth round also jumps the clock of each new receiver by an hour, and of each s
 
 import asyncio
 import random
-import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any, Literal
 
-import httpx
-import msgspec
 from starlette.applications import Starlette
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Mount, Route
 
@@ -29,12 +26,13 @@ from submitter.sandbox.media import make_image, make_video
 from submitter.sandbox.server import all_listening, free_socket
 from submitter.sandbox.studio import MediaRules, RenderRequest, Studio
 from tests.conformance.brokers import free_port, is_listening
-from tests.torture.check import Acknowledged, Received, Seen, VendorTask, check
+from tests.torture.check import Acknowledged, check
 from tests.torture.children import Kill, start_receiver, start_submitter
 from tests.torture.engines import PostgresStore, has_postgres
 from tests.torture.parts import Round
 from tests.torture.steps import RECEIVER, SUBMITTER, Step
 from tests.torture.store import Stored, read_store
+from tests.torture.witness import Witness
 from tests.world import KEY, WEBHOOK_SECRET
 
 Engine = Literal["sqlite", "postgres", "two receivers"]
@@ -67,32 +65,16 @@ class Storm:
         self.kills_left = kills
         self.counts: Counter[str] = Counter()
         self.findings: list[str] = []
-        self.acknowledged: list[Acknowledged] = []
-        self.received: list[Received] = []
         self.submitted: list[Mapping[str, Any]] = []
         self.sandbox = KlingSandbox(pace_s=0.05, slots=100_000, secret=WEBHOOK_SECRET)
         self.sandbox._studio = QuickStudio()
-        self.sandbox._client.event_hooks["response"].append(self._answered)
+        self.witness = Witness(self.sandbox)
         self.ports = [free_port() for _ in range(2 if engine == "two receivers" else 1)]
         self.ledger_url = f"sqlite:///{folder / 'relay.db'}"
         if engine == "postgres":
             self._schema = PostgresStore()
             self.ledger_url = self._schema.url
         (folder / "archive").mkdir()
-
-    async def _answered(self, response: httpx.Response) -> None:
-        """Note a callback that was acknowledged as applied, or as known already."""
-        if response.headers.get("kling-relay-result") in ("applied", "unchanged"):
-            status = msgspec.json.decode(response.request.content)["status"]
-            status = "succeed" if status == "succeeded" else status
-            id = response.request.url.path.split("/")[3]
-            self.acknowledged.append(Acknowledged(id, status, time.time_ns() // 1_000_000))
-
-    async def _receive(self, request: Request) -> Response:
-        with suppress(ClientDisconnect):  # its sender was killed
-            body = await request.body()
-            self.received.append(Received(request.path_params["hook"], request.headers["webhook-id"], body))
-        return Response(status_code=204)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -105,7 +87,7 @@ class Storm:
         sandbox_socket, sandbox_url = free_socket()
         routes = [
             Mount("/media", routes=[Route("/{name}", serve_media)]),
-            Route("/{hook}", self._receive, methods=["POST"]),
+            Route("/{hook}", self.witness.receive, methods=["POST"]),
         ]
         schedule = f"schedule = [0{', 0.2' * 300}]\ntimeout_s = 2\n"
         tables = [f'[[hook]]\nname = "{hook}"\nurl = "{self.hook_url}/{hook}"\n{schedule}' for hook in HOOKS]
@@ -226,19 +208,6 @@ class Storm:
         self.findings.append("the ledger is not settled six hours later")
         return stored
 
-    def seen(self) -> Seen:
-        """Return what the vendor, the hooks and the archive have."""
-        words = {"succeeded": "succeed"}
-        jobs = self.sandbox.jobs.values()
-        archive = self.folder / "archive"
-        return Seen(
-            [VendorTask(str(job.request.external_id), job.id, words.get(job.status, job.status)) for job in jobs],
-            [] if self.jumps else self.acknowledged,  # with a clock that jumps, the time of an event proves nothing
-            self.received,
-            HOOKS,
-            {str(path.relative_to(archive)): path.read_bytes() for path in archive.rglob("*.mp4")},
-        )
-
 
 async def storm(
     seed: int,
@@ -260,12 +229,14 @@ async def storm(
             *(made.submitter(number, made.ports[number % len(made.ports)]) for number in range(2)),
         )
         stored = await made.recover()
-        made.findings += check(stored, made.seen())
+        # With a clock that jumps, the time of an event proves nothing.
+        proven: list[Acknowledged] | None = [] if jumps else None
+        made.findings += check(stored, made.witness.seen(HOOKS, folder / "archive", acknowledged=proven))
     made.counts |= {
         "tasks": len(stored.tasks),
         "events": len(stored.events),
-        "callbacks acknowledged": len(made.acknowledged),
-        "hook requests": len(made.received),
+        "callbacks acknowledged": len(made.witness.acknowledged),
+        "hook requests": len(made.witness.received),
         f"rounds on {engine}{' with clock jumps' if jumps else ''}": 1,
     }
     return Round(made.counts, made.findings)

@@ -20,7 +20,7 @@ from tests.torture.bodies import callback
 from tests.torture.flood import KINDS, TARGETS, Seen, flood
 from tests.torture.load import Load, exchange, judge
 from tests.torture.parts import Round
-from tests.torture.served import PROGRAM, Served, allow_open_files, fill_ledger, serving
+from tests.torture.served import PROGRAM, Served, allow_open_files, fill_ledger, memory_mib, serving
 from tests.torture.sqlite_store import read_file
 from tests.torture.strangers import get
 
@@ -64,7 +64,7 @@ def attack(seed: int, folder: Path, size: Size, *, program: Sequence[str] = PROG
         load.may_be_unanswered = True  # the bound of connections may close any of them: a vendor repeats
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_attack(seed, served, load, size, done))
-        done.counts["max MiB"] = served.memory_mib().get("VmHWM", 0)
+        done.counts["max MiB"] = memory_mib(served.process.pid).get("VmHWM", 0)
         done.findings += served.findings_at_end()
         done.findings += _log_findings(served.log.read_bytes(), size.seconds, done)
     arrived = [json.loads(line) for line in served.hooked.read_bytes().splitlines()] if served.hooked.exists() else []

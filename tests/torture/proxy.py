@@ -1,9 +1,11 @@
-"""A TCP proxy that passes, cuts, slows and resets connections, loses answers, and answers with lies."""
+"""A TCP proxy that passes, refuses, cuts, slows and resets connections, loses answers, and answers with lies."""
 
 import asyncio
 import contextlib
+import fcntl
 import socket
 import struct
+import termios
 from collections import Counter
 from collections.abc import Callable
 
@@ -16,22 +18,25 @@ LIES = (
     HEAD % (b"text/html", len(HTML)) + HTML,
     HEAD % (b"application/json", 0),
     HEAD % (b"application/json", len(CUT_SHORT)) + CUT_SHORT,
+    HEAD % (b"application/json", 400) + CUT_SHORT,
 )
-"""What a captive portal or a broken gateway answers: HTML, nothing, and JSON that ends too early."""
+"""What a captive portal or a broken gateway answers: HTML, nothing, JSON that ends too early, less than announced."""
 
-KINDS = ("pass", "cut", "slow", "reset", "lie", "lie_after", "lose")
+ARRIVES_WITHIN_S = 1.0
 
 
 class Treatment(msgspec.Struct, frozen=True):
     """What happens to one connection.
 
-    pass       nothing
-    cut        it is closed after `size` bytes of the answer
-    reset      the same, by RST
-    slow       the answer stalls after `size` bytes, then goes on with a byte every `pause_s`
-    lie        the request is swallowed, and answered with `lie`
-    lie_after  the request arrives, and its answer is replaced by `lie`
-    lose       the request arrives, and its answer is lost with the connection
+    pass         nothing
+    refuse       it is reset before anything is read
+    cut_request  it is closed after `size` bytes of the request have arrived
+    cut          it is closed after `size` bytes of the answer
+    reset        the same, by RST
+    slow         the answer stalls after `size` bytes, then goes on with a byte every `pause_s`
+    lie          the request is swallowed, and answered with `lie`
+    lie_after    the request arrives, and its answer is replaced by `lie`
+    lose         the request arrives, and its answer is lost with the connection
     """
 
     kind: str
@@ -44,14 +49,17 @@ PASS = Treatment("pass")
 
 
 class FaultyProxy:
-    """A proxy in front of a loopback port; `choose` draws the treatment of each connection."""
+    """A proxy in front of the port `target` of `host`; `choose` draws the treatment of each connection."""
 
     def __init__(self) -> None:
+        self.host = "127.0.0.1"
         self.target = 0
         self.port = 0
         self.treated: Counter[str] = Counter()
         self._choose: Callable[[], Treatment] = lambda: PASS
         self._server: asyncio.Server | None = None
+        self._holder = socket.socket()  # keeps the port while nothing listens at it
+        self._holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         self._serving: set[asyncio.Task[None]] = set()
         self._answers_to_lose = 0
 
@@ -75,17 +83,29 @@ class FaultyProxy:
             serving.cancel()
 
     async def __aenter__(self) -> "FaultyProxy":
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
-        self.port = self._server.sockets[0].getsockname()[1]
+        self._holder.bind(("127.0.0.1", 0))
+        self.port = self._holder.getsockname()[1]
+        await self.listen()
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        assert self._server is not None
-        self._server.close()
-        for serving in self._serving:
-            serving.cancel()
-        await asyncio.gather(*self._serving, return_exceptions=True)
-        await self._server.wait_closed()
+        await self.vanish()
+        self._holder.close()
+
+    async def listen(self) -> None:
+        """Accept connections, if it does not yet."""
+        if self._server is None:
+            self._server = await asyncio.start_server(self._accept, "127.0.0.1", self.port, reuse_port=True)
+
+    async def vanish(self) -> None:
+        """Cut every connection, and let the system refuse later ones, as when the other side's process has ended."""
+        server, self._server = self._server, None
+        if server is not None:
+            server.close()
+            for serving in self._serving:
+                serving.cancel()
+            await asyncio.gather(*self._serving, return_exceptions=True)
+            await server.wait_closed()
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         serving = asyncio.current_task()
@@ -109,15 +129,23 @@ class FaultyProxy:
         writer: asyncio.StreamWriter,
         others: list[asyncio.StreamWriter],
     ) -> None:
+        if treatment.kind == "refuse":
+            _reset_at_close(writer)
+            return
         if treatment.kind == "lie":
             await _read_request(reader)
             await _answer(writer, treatment.lie)
             return
-        server_reader, server_writer = await asyncio.open_connection("127.0.0.1", self.target)
+        server_reader, server_writer = await asyncio.open_connection(self.host, self.target)
         others.append(server_writer)
         loses = asyncio.Event()
         if treatment.kind in ("lie_after", "lose"):
             loses.set()
+        if treatment.kind == "cut_request":
+            with contextlib.suppress(asyncio.IncompleteReadError):
+                server_writer.write(await reader.readexactly(treatment.size))
+                await _arrive(server_writer)
+            return
         up = asyncio.create_task(self._pump_up(reader, server_writer, loses))
         try:
             await self._pump_down(treatment, server_reader, writer, loses)
@@ -162,7 +190,8 @@ class FaultyProxy:
 
 async def _end_badly(treatment: Treatment, writer: asyncio.StreamWriter, later: bytes) -> None:
     if treatment.kind == "reset":
-        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        await _arrive(writer)
+        _reset_at_close(writer)
     elif treatment.kind == "slow":
         for number in range(len(later)):
             await asyncio.sleep(treatment.pause_s)
@@ -170,6 +199,22 @@ async def _end_badly(treatment: Treatment, writer: asyncio.StreamWriter, later: 
             await writer.drain()
     else:
         writer.write_eof()
+
+
+def _reset_at_close(writer: asyncio.StreamWriter) -> None:
+    """Let the connection end by RST, which also discards what was not sent yet."""
+    writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+async def _arrive(writer: asyncio.StreamWriter) -> None:
+    """Return when the other side's system has all that was written, or a second later."""
+    writer.transport.set_write_buffer_limits(high=0)
+    await writer.drain()
+    descriptor = writer.get_extra_info("socket").fileno()
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(ARRIVES_WITHIN_S):
+            while struct.unpack("i", fcntl.ioctl(descriptor, termios.TIOCOUTQ, bytes(4)))[0]:
+                await asyncio.sleep(0.002)  # no event says so
 
 
 async def _read_request(reader: asyncio.StreamReader) -> None:

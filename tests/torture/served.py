@@ -47,11 +47,6 @@ class Served:
         self.log = folder / "receiver.log"
         self.hooked = folder / "events.jsonl"
 
-    def memory_mib(self) -> dict[str, int]:
-        """Return the memory that the process has now (VmRSS) and had at most (VmHWM), in MiB."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        return {name: int(kib) // 1024 for name, kib in re.findall(r"(VmRSS|VmHWM):\s+([0-9]+) kB", status)}
-
     def stop(self) -> float:
         """Terminate the process as a service manager does; return the seconds until it has ended."""
         begun_s = time.monotonic()
@@ -68,7 +63,7 @@ class Served:
             return [f"the receiver died: exit status {self.process.returncode}: {self.log.read_bytes()[-2000:]!r}"]
         found = [
             f"the receiver has {name} of {mib} MiB, more than {MEMORY_MAX_MIB}"
-            for name, mib in self.memory_mib().items()
+            for name, mib in memory_mib(self.process.pid).items()
             if mib > MEMORY_MAX_MIB
         ]
         seconds = self.stop()
@@ -77,6 +72,12 @@ class Served:
         if self.process.returncode not in (0, -signal.SIGTERM):
             found.append(f"the receiver ended with exit status {self.process.returncode}")
         return found + findings_in_log(self.log.read_bytes())
+
+
+def memory_mib(pid: int) -> dict[str, int]:
+    """Return the memory that a process has now (VmRSS) and had at most (VmHWM), in MiB."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return {name: int(kib) // 1024 for name, kib in re.findall(r"(VmRSS|VmHWM):\s+([0-9]+) kB", status)}
 
 
 def findings_in_log(log: bytes) -> list[str]:

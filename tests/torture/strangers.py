@@ -19,7 +19,7 @@ from tests.torture.forged import Hostile, Strangers, Targets
 from tests.torture.hostile_sockets import HostileSockets
 from tests.torture.parts import Round
 from tests.torture.raw_http import Crowd, Judge, shown
-from tests.torture.served import PROGRAM, Rows, Served, allow_open_files, fill_ledger, read_rows, serving
+from tests.torture.served import PROGRAM, Rows, Served, allow_open_files, fill_ledger, memory_mib, read_rows, serving
 from tests.torture.vendor import Vendor
 
 AUTHENTIC_EVERY_S = 0.05
@@ -62,7 +62,7 @@ def attack(seed: int, folder: Path, size: Size, *, program: Sequence[str] = PROG
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_attack(served, judge, vendor, requests, size))
         seconds = time.monotonic() - begun_s
-        memory = served.memory_mib()
+        memory = memory_mib(served.process.pid)
         findings = served.findings_at_end()
     findings += judge.findings
     findings += changes_without_proof(before, read_rows(served.ledger), vendor.accepted)
