@@ -48,13 +48,14 @@ class Worker:
         self._listeners = listeners
         self._loops: list[asyncio.Task[None]] = []
 
-    def start(self) -> None:
-        """Start the loops in the running event loop."""
-        self._loops = [
-            asyncio.create_task(self._run("deliver", self._dispatcher.dispatch, self._deliver_every_s)),
-            asyncio.create_task(self._run("poll", self._poller.poll, lambda: POLL_EVERY_S)),
-            *(asyncio.create_task(listener.run()) for listener in self._listeners),
-        ]
+    def start(self, *, polls: bool = True) -> None:
+        """Start the loops in the running event loop; without `polls`, only that of deliveries."""
+        self._loops = [asyncio.create_task(self._run("deliver", self._dispatcher.dispatch, self._deliver_every_s))]
+        if polls:
+            self._loops += [
+                asyncio.create_task(self._run("poll", self._poller.poll, lambda: POLL_EVERY_S)),
+                *(asyncio.create_task(listener.run()) for listener in self._listeners),
+            ]
 
     async def stop(self) -> None:
         """Stop the loops, then wait up to STOP_TIMEOUT_S for the attempts in flight."""
