@@ -3,12 +3,18 @@
 import asyncio
 import os
 import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import httpx
 import pytest
 
-from receiver.supervisor import pause_s
+from receiver.cli.doctor import _processes
+from receiver.supervisor import ServerProcess, pause_s
+from submitter.clock import Clock
 from submitter.ledger import open_ledger
 from submitter.sandbox.oxen import OxenSandbox
 from submitter.sandbox.server import free_socket, listening
@@ -121,18 +127,22 @@ async def test_sighup_replaces_every_process_under_load_and_refuses_no_request(e
     assert (await stored(environ))[0] == {TaskStatus.SUCCEED}
 
 
-async def test_sigterm_ends_the_requests_under_way_then_every_process_with_status_0(on_sqlite: dict[str, str]) -> None:
+@pytest.mark.parametrize("send", [os.kill, os.killpg], ids=["to the supervisor", "to all, as systemd does"])
+async def test_sigterm_ends_the_requests_under_way_then_every_process_with_status_0(
+    on_sqlite: dict[str, str], send: Callable[[int, int], None]
+) -> None:
     (request, *_) = await prepare(on_sqlite, 1)
     async with serving(on_sqlite, "--workers", "2") as running:
         pids = running.pids()
         reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
         writer.write(request[:-10])
-        running.process.terminate()
+        send(running.process.pid, signal.SIGTERM)
         await running.until("supervisor.stopping")
         writer.write(request[-10:])
         assert (await reader.readline()).startswith(b"HTTP/1.1 200")
         writer.close()
         assert await running.end() == 0
+        assert running.found("process.killed") == []
         for pid in pids:
             await gone(pid)
     assert (await stored(on_sqlite, 1))[0] == {TaskStatus.PROCESSING}
@@ -222,6 +232,54 @@ async def test_one_of_the_processes_listens_to_the_stream_of_a_vendor(world: Wor
     async with serving(world.environ, "--workers", "2") as running:
         assert len(await running.until("stream.opened")) == 1
         assert oxen.counts["streams"] == 1
+
+
+class HastyClock(Clock):
+    """Limits end after a three-hundredth of their time."""
+
+    def timeout(self, seconds: float | None) -> AbstractAsyncContextManager[asyncio.Timeout]:
+        return asyncio.timeout(None if seconds is None else seconds / 300)
+
+
+@pytest.fixture
+async def silent() -> AsyncIterator[ServerProcess]:
+    """A process that served, then says nothing any more and ignores SIGTERM."""
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    script = (
+        "import os, signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN);"
+        f"os.write({theirs.fileno()}, b'.'); time.sleep(60)"
+    )
+    with theirs:
+        fds = (theirs.fileno(),)
+        child = await asyncio.create_subprocess_exec(sys.executable, "-c", script, pass_fds=fds)
+    process = ServerProcess(child, ours, 0, HastyClock())
+    await process.started()
+    yield process
+    await process.ended
+
+
+async def test_a_process_whose_event_loop_hangs_is_killed(silent: ServerProcess) -> None:
+    assert await silent.ended == -signal.SIGKILL
+
+
+async def test_a_process_that_does_not_stop_in_time_is_killed(silent: ServerProcess) -> None:
+    await silent.stop()
+    assert silent.ended.result() == -signal.SIGKILL
+
+
+@pytest.mark.parametrize(
+    ("workers", "ledger", "processors", "state"),
+    [
+        (2, "sqlite:///relay.db", 2, "ok"),
+        (4, "sqlite:///relay.db", 8, "warn"),
+        (4, "postgresql://relay@db/relay", 8, "ok"),
+        (4, "postgresql://relay@db/relay", 2, "warn"),
+    ],
+)
+def test_doctor_warns_of_more_processes_than_have_work(workers: int, ledger: str, processors: int, state: str) -> None:
+    found = _processes(workers, ledger, processors)
+    assert (found.state, bool(found.remedy)) == (state, state == "warn")
 
 
 def test_a_process_that_does_not_last_is_replaced_after_a_growing_pause() -> None:

@@ -75,6 +75,7 @@ async def serving(environ: Mapping[str, str], *arguments: str, processes: int = 
         *(sys.executable, "-m", "receiver", "serve", "--port", str(port), *arguments),
         env={"PATH": os.environ["PATH"], "PYTHONPATH": root, "KLING_RELAY_LOG": "json"} | dict(environ),
         stderr=asyncio.subprocess.PIPE,
+        start_new_session=True,  # so that a signal can be sent to all its processes, as systemd does
     )
     running = Serving(process, port)
     try:
