@@ -1,15 +1,28 @@
-"""Prometheus metrics: callbacks, deliveries, polls, and the ledger's counts."""
+"""Prometheus metrics: callbacks, deliveries, polls, and the ledger's counts; shared by the processes of `--workers`."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess, values
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
 
 
 class PrometheusMetrics:
-    """All metrics of one receiver, in a separate registry."""
+    """All metrics of one receiver, in a separate registry.
 
-    def __init__(self) -> None:
-        self._registry = CollectorRegistry()
+    With `number` it is one of several processes, which share files in PROMETHEUS_MULTIPROC_DIR: each renders the
+    totals of all. A process that gets the number of one that ended continues its counts.
+    """
+
+    def __init__(self, number: int | None = None) -> None:
+        self._registry = shown = CollectorRegistry()
+        self._counts = _LedgerCounts()
+        if number is not None:
+            values.ValueClass = values.MultiProcessValue(lambda: number)  # type: ignore[no-untyped-call]
+            shown = CollectorRegistry()
+            multiprocess.MultiProcessCollector(shown)  # type: ignore[no-untyped-call]
+        self._shown = shown
+        shown.register(self._counts)
         self._callbacks = Counter(
             "kling_relay_callbacks", "Callbacks, by vendor and result", ["vendor", "result"], registry=self._registry
         )
@@ -25,6 +38,7 @@ class PrometheusMetrics:
             "1 while a hook's circuit breaker is open",
             ["hook"],
             registry=self._registry,
+            multiprocess_mode="livemax",
         )
         self._polls = Counter(
             "kling_relay_polls",
@@ -45,9 +59,6 @@ class PrometheusMetrics:
             ["reason"],
             registry=self._registry,
         )
-        self._open = Gauge("kling_relay_open_tasks", "Open tasks", ["status"], registry=self._registry)
-        self._pending = Gauge("kling_relay_deliveries", "Deliveries, due or dead", ["state"], registry=self._registry)
-        self._quarantine = Gauge("kling_relay_quarantine", "Quarantined bodies", registry=self._registry)
 
     def callback(self, vendor: str, result: str) -> None:
         counter = self._by_result.get((vendor, result))
@@ -72,13 +83,25 @@ class PrometheusMetrics:
         self._refused.labels(vendor, str(retryable).lower()).inc()
 
     def render(self, counts: Mapping[str, int]) -> bytes:
-        self._open.clear()
-        for name, count in counts.items():
+        self._counts.counts = counts
+        return generate_latest(self._shown)
+
+
+class _LedgerCounts(Collector):
+    """The ledger's counts of one scrape: they are of no process, so no process keeps them."""
+
+    counts: Mapping[str, int] = {}
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        open_tasks = GaugeMetricFamily("kling_relay_open_tasks", "Open tasks", labels=["status"])
+        pending = GaugeMetricFamily("kling_relay_deliveries", "Deliveries, due or dead", labels=["state"])
+        quarantine = GaugeMetricFamily("kling_relay_quarantine", "Quarantined bodies")
+        for name, count in self.counts.items():
             kind, _, rest = name.partition(".")
             if kind == "task":
-                self._open.labels(rest).set(count)
+                open_tasks.add_metric([rest], count)
             elif kind == "delivery":
-                self._pending.labels(rest).set(count)
+                pending.add_metric([rest], count)
             elif kind == "quarantine":
-                self._quarantine.set(count)
-        return generate_latest(self._registry)
+                quarantine.add_metric([], count)
+        yield from (open_tasks, pending, quarantine)

@@ -3,8 +3,9 @@
 What a stranger can send is bounded by `receiver.http_limits`.
 """
 
+import asyncio
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 import uvicorn
@@ -24,6 +25,10 @@ ACCEPTED_AT_ONCE = 16
 uvloop accepts one for each listening socket. Under a flood an iteration takes 50 ms, and with one socket a vendor
 would wait in the kernel's queue until the flood is over.
 """
+
+
+BEAT_S = 1
+"""How often a server calls its `beat`, at most."""
 
 
 class CannotListen(Exception):
@@ -46,11 +51,19 @@ def url_of(listening: socket.socket) -> str:
 
 
 def serve(
-    app: ASGIApp, listening: socket.socket, *, stop_s: int = STOP_S, on_closed: Callable[[str], None] | None = None
+    app: ASGIApp,
+    listening: socket.socket,
+    *,
+    stop_s: int = STOP_S,
+    drain_s: float = 0,
+    on_closed: Callable[[str], None] | None = None,
+    beat: Callable[[], Awaitable[None]] | None = None,
 ) -> bool:
     """Serve the app until SIGINT or SIGTERM; return whether it started.
 
-    `stop_s` limits requests in flight then. `on_closed` gets the reason of each connection that a bound closed.
+    `stop_s` limits requests in flight then. Before, idle connections get up to `drain_s` seconds for one more request
+    each, so that a client does not send it on a connection that is closed. `on_closed` gets the reason of each
+    connection that a bound closed. `beat` is awaited as soon as the server is started, then about each BEAT_S.
     """
     config = uvicorn.Config(
         app,
@@ -62,8 +75,33 @@ def serve(
         proxy_headers=False,  # the client address is not used
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=stop_s,
+        callback_notify=beat,
+        timeout_notify=BEAT_S,
     )
-    server = uvicorn.Server(config)
+    server = _Server(config, drain_s)
     with suppress(KeyboardInterrupt):  # uvicorn has stopped gracefully before it raises this
         server.run(sockets=[listening, *(listening.dup() for _ in range(ACCEPTED_AT_ONCE - 1))])
     return server.started
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, which may drain its connections before it closes those that are idle."""
+
+    def __init__(self, config: uvicorn.Config, drain_s: float) -> None:
+        super().__init__(config)
+        self._drain_s = drain_s
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._drain_s:
+            await self._drain()
+        await super().shutdown(sockets)
+
+    async def _drain(self) -> None:
+        """Accept no connection any more, and close each one with its next answer."""
+        for server in self.servers:
+            server.close()
+        self.server_state.default_headers.append((b"connection", b"close"))
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._drain_s):
+                while self.server_state.connections and not self.force_exit:  # noqa: ASYNC110 - uvicorn has no event
+                    await asyncio.sleep(0.05)

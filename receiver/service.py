@@ -143,13 +143,13 @@ def open_destinations(settings: ReceiverSettings) -> "dict[str, Destination]":
     return {hook.name: open_destination(hook, settings.common.allow_hosts) for hook in settings.hooks}
 
 
-def open_service(settings: ReceiverSettings, *, clock: Clock | None = None) -> Service:
-    """Open a service with Prometheus metrics."""
+def open_service(settings: ReceiverSettings, *, clock: Clock | None = None, number: int | None = None) -> Service:
+    """Open a service with Prometheus metrics; `number` is that of one of several processes, which share them."""
     from receiver.metrics import PrometheusMetrics
 
     destinations = open_destinations(settings)  # before the ledger: what is wrong with a hook is said at once
     ledger = open_ledger(settings.common.ledger)
-    return Service(settings, ledger, clock or Clock(), PrometheusMetrics(), destinations)
+    return Service(settings, ledger, clock or Clock(), PrometheusMetrics(number), destinations)
 
 
 def open_service_without_metrics(settings: ReceiverSettings) -> Service:
@@ -192,16 +192,21 @@ def create_service_app(service: Service, *, lifespan: Lifespan | None = None, cl
     )
 
 
-def build_app(settings: ReceiverSettings, *, clock: Clock | None = None) -> Starlette:
-    """Create the app with its service. Its lifespan starts the worker, and closes the service."""
+def build_app(
+    settings: ReceiverSettings, *, clock: Clock | None = None, number: int | None = None, polls: bool = True
+) -> Starlette:
+    """Create the app with its service. Its lifespan starts the worker, and closes the service.
+
+    `number` is that of one of several processes on one socket. Without `polls` another of them polls vendors.
+    """
     settings.require_keys()
     logging.getLogger("uvicorn.access").addFilter(_without_tokens)  # for servers that write an access log
-    service = open_service(settings, clock=clock)
+    service = open_service(settings, clock=clock, number=number)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         if settings.deliver == "worker":
-            service.worker.start()
+            service.worker.start(polls=polls)
         service.is_working = True
         structlog.get_logger("service").info(
             "service.started",
@@ -240,10 +245,10 @@ def freeze_garbage_collector() -> None:
     gc.set_threshold(*GC_THRESHOLDS)
 
 
-def app(settings: ReceiverSettings | None = None) -> Starlette:
+def app(settings: ReceiverSettings | None = None, *, number: int | None = None, polls: bool = True) -> Starlette:
     """Create the app from environment and relay.toml: `uvicorn --factory receiver.service:app`."""
     settings = settings or load_receiver_settings()
     log.configure(settings.log)
-    created = build_app(settings)
+    created = build_app(settings, number=number, polls=polls)
     freeze_garbage_collector()
     return created

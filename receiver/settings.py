@@ -13,6 +13,7 @@ from submitter.vendors.registry import vendors
 from submitter.web_address import without_password
 
 DELIVER = ("worker", "inline")
+WORKERS_MAX = 64
 CONFIRM = ("never", "terminal", "always")
 
 
@@ -33,6 +34,7 @@ class ReceiverSettings(msgspec.Struct, frozen=True):
     body_limit: int
     deliver: str
     deliver_budget_s: float
+    workers: int
 
     def __repr__(self) -> str:
         return f"ReceiverSettings({without_password(self.common.ledger)!r}, {len(self.hooks)} hooks)"
@@ -77,6 +79,7 @@ def load_receiver_settings(environ: Mapping[str, str] | None = None) -> Receiver
     deliver = reader.choice("deliver", DELIVER, "worker")
     deliver_budget_s = reader.number("deliver_budget_s", 5, least=0.1) or 5
     body_limit = reader.number("body_limit", 64 * 1024, least=1024) or 64 * 1024
+    workers = reader.number("workers", 1, least=1, most=WORKERS_MAX) or 1
     reader.finish()
     return ReceiverSettings(
         common=common,
@@ -89,4 +92,5 @@ def load_receiver_settings(environ: Mapping[str, str] | None = None) -> Receiver
         body_limit=int(body_limit),
         deliver=deliver,
         deliver_budget_s=deliver_budget_s,
+        workers=int(workers),
     )

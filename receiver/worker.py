@@ -43,14 +43,17 @@ class Worker:
         self._listeners = listeners
         self._loops: list[asyncio.Task[None]] = []
 
-    def start(self) -> None:
-        """Start the loops in the running event loop."""
+    def start(self, *, polls: bool = True) -> None:
+        """Start the loops in the running event loop; without `polls`, only those of deliveries."""
         self._loops = [
             asyncio.create_task(self._repeat("deliver", self._deliver_once)),
             asyncio.create_task(self._repeat("watch", self._watch_once)),
-            asyncio.create_task(self._repeat("poll", self._poll_once)),
-            *(asyncio.create_task(listener.run()) for listener in self._listeners),
         ]
+        if polls:
+            self._loops += [
+                asyncio.create_task(self._repeat("poll", self._poll_once)),
+                *(asyncio.create_task(listener.run()) for listener in self._listeners),
+            ]
 
     async def stop(self) -> None:
         """Stop the loops, then wait up to STOP_TIMEOUT_S for the attempts in flight."""

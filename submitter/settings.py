@@ -20,7 +20,7 @@ CONFIG_FILE = "relay.toml"
 # The top-level names of relay.toml; each is also read from KLING_RELAY_<NAME>.
 NUMBER_MAX = 1e12
 COMMON = ("public_url", "ledger", "keys", "allow_hosts", "poll_after_s", "abandon_after_s", "media_store", "parallel")
-RECEIVER = ("tick_token", "events_token", "log", "body_limit", "deliver", "deliver_budget_s")
+RECEIVER = ("tick_token", "events_token", "log", "body_limit", "deliver", "deliver_budget_s", "workers")
 OF_VENDOR = ("confirm", "callbacks", "parallel", "poll_after_s")
 
 

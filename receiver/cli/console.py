@@ -5,15 +5,19 @@ characters to the terminal.
 """
 
 import asyncio
+import errno
 import re
 import socket
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+import sys
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import click
 import msgspec
 
-from submitter.errors import InvalidRequest, Problem
+from submitter.callback_url import redact
+from submitter.errors import IdConflict, InvalidRequest, InvalidSettings, Problem, RelayError
 from submitter.ledger import Ledger, open_ledger
 from submitter.log import without_controls
 from submitter.settings import Settings
@@ -56,6 +60,24 @@ def print_table(rows: list[dict[str, Any]], columns: tuple[str, ...], *, empty: 
     widths = [max(len(line[i]) for line in texts) for i in range(len(columns))]
     for line in texts:
         click.echo("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
+
+
+@contextmanager
+def errors_as_exit_status() -> Iterator[None]:
+    """Print a RelayError on standard error, without a traceback. Exit with 2 for input to correct, else 1."""
+    try:
+        yield
+    except (InvalidRequest, InvalidSettings, IdConflict) as error:
+        echo(f"kling-relay: {error}", err=True)
+        sys.exit(2)
+    except RelayError as error:
+        echo(f"kling-relay: {redact(str(error))}", err=True)
+        sys.exit(1)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        click.echo(f"kling-relay: cannot write: {error.strerror}", err=True)
+        sys.exit(1)
 
 
 def unknown(field: str, value: str, known: Iterable[str], remedy: str) -> InvalidRequest:

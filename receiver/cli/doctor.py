@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import os
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
@@ -23,6 +24,7 @@ from submitter.egress import CannotConnect, is_public, resolve
 from submitter.errors import InvalidRequest, InvalidSettings, LedgerUnavailable, RelayError
 from submitter.http import VendorHttp
 from submitter.ledger import open_ledger
+from submitter.ledger.engines import file_of
 from submitter.media.store import open_media_store
 from submitter.settings import VendorSettings
 from submitter.transition import ADOPTION_SKEW_MS
@@ -34,6 +36,8 @@ from submitter.web_address import without_password
 VENDORS = "vendors"
 CLOCK_WARN_S, CLOCK_FAIL_S = 15, ADOPTION_SKEW_MS / 1000
 TEST_ID = "kling-relay-doctor"
+SQLITE_PROCESSES = 2
+"""More than this accept no more callbacks on one file (measured in tests/README.md)."""
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -110,6 +114,8 @@ async def examine(settings: ReceiverSettings, clock: Clock) -> AsyncIterator[Fin
     """Yield the findings, one check after the other. Invalid settings raise InvalidSettings before the first."""
     yield Finding("settings", "ok", "valid")
     yield await _ledger(settings.common.ledger)
+    if settings.workers > 1:
+        yield _processes(settings.workers, settings.common.ledger, os.cpu_count() or 1)
     for finding in _keys(settings):
         yield finding
     for name, vendor in settings.common.vendors.items():
@@ -170,6 +176,18 @@ async def _ledger(url: str) -> Finding:
         )
         return Finding("ledger", "warn", f"{seen}, {dead} dead letters, {quarantined} in quarantine", remedy)
     return Finding("ledger", "ok", seen)
+
+
+def _processes(workers: int, ledger: str, processors: int) -> Finding:
+    """Say whether so many server processes have what they need."""
+    seen = f"`serve` runs {workers} on {processors} processor{'' if processors == 1 else 's'}"
+    if workers > processors:
+        remedy = f"Set KLING_RELAY_WORKERS to {processors} at most: more of them only take time from each other."
+        return Finding("processes", "warn", seen, remedy)
+    if workers > SQLITE_PROCESSES and file_of(ledger) is not None:
+        remedy = f"Set KLING_RELAY_WORKERS to {SQLITE_PROCESSES}, or use PostgreSQL: a file has one writer at a time."
+        return Finding("processes", "warn", f"{seen} and one SQLite file", remedy)
+    return Finding("processes", "ok", seen)
 
 
 def _keys(settings: ReceiverSettings) -> Iterator[Finding]:

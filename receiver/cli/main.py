@@ -1,12 +1,11 @@
 """The entry point of the command line: the root group, its error handling and its exit statuses."""
 
-import errno
 import sys
 from typing import Any
 
 import click
 
-from receiver.cli.console import echo
+from receiver.cli.console import errors_as_exit_status
 from receiver.cli.demo import demo
 from receiver.cli.doctor import doctor
 from receiver.cli.hooks import hooks
@@ -18,27 +17,14 @@ from receiver.cli.submit import submit
 from receiver.cli.tasks import tasks
 from receiver.cli.vendors import vendors
 from submitter import log
-from submitter.callback_url import redact
-from submitter.errors import IdConflict, InvalidRequest, InvalidSettings, RelayError
 
 
 class Cli(click.Group):
-    """Print a RelayError on standard error, without a traceback. Exit with 2 for input to correct, else 1."""
+    """A group whose commands end with a message and an exit status instead of a traceback."""
 
     def invoke(self, context: click.Context) -> Any:
-        try:
+        with errors_as_exit_status():
             return super().invoke(context)
-        except (InvalidRequest, InvalidSettings, IdConflict) as error:
-            echo(f"kling-relay: {error}", err=True)
-            context.exit(2)
-        except RelayError as error:
-            echo(f"kling-relay: {redact(str(error))}", err=True)
-            context.exit(1)
-        except OSError as error:
-            if error.errno != errno.ENOSPC:
-                raise
-            click.echo(f"kling-relay: cannot write: {error.strerror}", err=True)
-            context.exit(1)
 
     def main(self, *arguments: Any, **options: Any) -> Any:
         """Refuse arguments that are no valid text before any command uses them."""

@@ -1,10 +1,17 @@
 """`kling-relay serve`, `poll` and `deliver`: run the receiver, or one of its background loops."""
 
+import socket
+import sys
+import tempfile
+from pathlib import Path
+
 import click
 
 from receiver.cli.console import bound, run
 from receiver.settings import ReceiverSettings
 from submitter import log
+from submitter.clock import Clock
+from submitter.errors import InvalidRequest, Problem
 from submitter.web_address import without_password
 
 ENDPOINTS = ("/callbacks", "/events", "/tick", "/media", "/healthz", "/readyz", "/metrics", "/asyncapi.yaml")
@@ -15,7 +22,13 @@ ENDPOINTS = ("/callbacks", "/events", "/tick", "/media", "/healthz", "/readyz", 
 @click.option(
     "--port", default=8080, show_default=True, type=click.IntRange(0, 65535), help="Port to listen on; 0 chooses one."
 )
-def serve(host: str, port: int) -> None:
+@click.option(
+    "--workers",
+    type=int,
+    help="Server processes on the one address, 1 to 64; more than one are run by a supervisor."
+    "  [default: KLING_RELAY_WORKERS, or 1]",
+)
+def serve(host: str, port: int, workers: int | None) -> None:
     """Receive callbacks, notify hooks, poll vendors for overdue tasks.
 
     This is the receiver. It serves POST /callbacks, stores each verified callback before it answers, delivers events to
@@ -25,21 +38,48 @@ def serve(host: str, port: int) -> None:
     With KLING_RELAY_DELIVER=inline (for serverless) no loop runs: hooks are notified within the
     callback's request, and POST /tick delivers and polls the rest.
 
+    With --workers 2 or more SIGHUP replaces the processes one after the other: they read the settings again.
+
     \b
       kling-relay serve
       kling-relay serve --host 0.0.0.0 --port 8080
+      kling-relay serve --workers 2
     """
     from receiver import server
     from receiver.service import app
-    from receiver.settings import load_receiver_settings
+    from receiver.settings import WORKERS_MAX, load_receiver_settings
 
     settings = load_receiver_settings()
+    workers = settings.workers if workers is None else workers
+    if not 1 <= workers <= WORKERS_MAX:
+        limit, remedy = f"1 to {WORKERS_MAX}", "Use the number of processors that the receiver may keep busy."
+        raise InvalidRequest([Problem("--workers", str(workers), limit, remedy)])
     with bound(host, port) as listening:
+        if workers > 1:
+            sys.exit(_supervise(settings, listening, workers))
         created = app(settings)
         for line in describe(settings, server.url_of(listening)):
             click.echo(line, err=True)
         if not server.serve(created, listening, on_closed=created.state.metrics.connection_closed):
             raise click.ClickException("the server did not start; the reason is in the log above")
+
+
+def _supervise(settings: ReceiverSettings, listening: socket.socket, workers: int) -> int:
+    """Run `workers` server processes until a signal; return the exit status."""
+    from receiver import server
+    from receiver.supervisor import Supervisor
+
+    settings.require_keys()
+    log.configure(settings.log)
+    for line in [*describe(settings, server.url_of(listening)), f"  processes: {workers}"]:
+        click.echo(line, err=True)
+    try:
+        metrics = tempfile.TemporaryDirectory(prefix="kling-relay-", ignore_cleanup_errors=True)
+    except OSError as error:
+        remedy = "the processes share their metrics there; set TMPDIR to a directory that can be written to"
+        raise click.ClickException(f"no temporary directory ({error}): {remedy}") from error
+    with metrics:
+        return run(Supervisor(listening, workers, Path(metrics.name), Clock()).run())
 
 
 def describe(settings: ReceiverSettings, url: str) -> list[str]:

@@ -25,6 +25,7 @@ from tests.bench.cold_start import show_cold_start
 from tests.bench.ledgers import show_postgres, show_sizes
 from tests.bench.load import Load, drip, flood
 from tests.bench.processes import folder, listening_process, memory_kib
+from tests.bench.workers import show_workers
 from tests.conformance.brokers import free_port
 
 ROUNDS = 5
@@ -167,6 +168,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="make bench")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--size-rounds", type=int, default=3, help="rounds with 1,000 to 1,000,000 ended tasks")
+    parser.add_argument("--worker-rounds", type=int, default=3, help="rounds of `serve` with 1, 2 and 4 processes")
     parser.add_argument("--cold-starts", type=int, default=15, help="cold starts of each Lambda function")
     parser.add_argument("--tasks", type=int, default=1000, help="tasks with injected faults (Kling)")
     parser.add_argument("--vendor-tasks", type=int, default=200, help="tasks with injected faults, per vendor")
@@ -220,6 +222,8 @@ def main() -> None:
     show_faults(options.tasks, options.vendor_tasks)
     if options.postgres_tasks:
         show_postgres(options.rounds, options.postgres_tasks)
+    if options.worker_rounds:
+        show_workers(options.worker_rounds)
     if options.bus_events:
         show_buses(options.bus_events)
 
