@@ -20,11 +20,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.responses import Response
 
+from submitter.aws import Credentials, sign
 from submitter.errors import InvalidSettings, LedgerUnavailable
 from submitter.ledger import Ledger, open_ledger
 from submitter.ledger.base import Disabled, Quarantined, Settlement, Subscription
 from submitter.ledger.dynamodb import client as dynamodb_client
-from submitter.ledger.dynamodb.client import Credentials, sign
 from submitter.ledger.dynamodb.items import read_task
 from submitter.ledger.dynamodb.ledger import DynamoLedger
 from submitter.observation import CreateRefused
@@ -274,7 +274,7 @@ def test_botocore_finds_credentials_outside_the_environment(tmp_path: Path) -> N
     """Runs in subprocesses: botocore reads the environment once per process."""
     profile = tmp_path / "credentials"
     profile.write_text("[default]\naws_access_key_id = mine\naws_secret_access_key = hidden\n")
-    code = "import os; from submitter.ledger.dynamodb.client import find_credentials as f; print(f(os.environ)())"
+    code = "import os; from submitter.aws import find_credentials as f; print(f(os.environ)())"
     environ = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
     environ |= {"AWS_SHARED_CREDENTIALS_FILE": str(profile), "AWS_EC2_METADATA_DISABLED": "true"}
     found = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True)
@@ -293,8 +293,8 @@ def test_botocore_finds_credentials_outside_the_environment(tmp_path: Path) -> N
 def test_signatures_equal_those_of_botocore(body: bytes, region: str, token: str | None, second: int) -> None:
     now = datetime.fromtimestamp(second, UTC)
     host, target = f"dynamodb.{region}.amazonaws.com", "DynamoDB_20120810.GetItem"
-    headers = sign(host, target, body, region, Credentials("AKID", "secret/+", token), now)
-    unsigned = {"content-type": headers["content-type"], "x-amz-target": target}
+    unsigned = {"content-type": "application/x-amz-json-1.0", "x-amz-target": target}
+    headers = sign(host, unsigned, body, "dynamodb", region, Credentials("AKID", "secret/+", token), now)
     request = AWSRequest("POST", f"https://{host}/", headers=unsigned, data=body)
     with patch("botocore.auth.get_current_datetime", lambda: now.replace(tzinfo=None)):
         SigV4Auth(botocore.credentials.Credentials("AKID", "secret/+", token), "dynamodb", region).add_auth(request)
