@@ -22,10 +22,11 @@ from starlette.responses import Response
 
 from submitter.aws import Credentials, sign
 from submitter.errors import InvalidSettings, LedgerUnavailable
+from submitter.event import Event
 from submitter.ledger import Ledger, open_ledger
 from submitter.ledger.base import Disabled, Quarantined, Settlement, Subscription
 from submitter.ledger.dynamodb import client as dynamodb_client
-from submitter.ledger.dynamodb.items import read_task
+from submitter.ledger.dynamodb.items import event_item, read_event, read_task
 from submitter.ledger.dynamodb.ledger import DynamoLedger
 from submitter.observation import CreateRefused
 from submitter.task import TaskStatus
@@ -307,6 +308,15 @@ def test_a_refused_task_of_an_earlier_version_is_read_with_its_status() -> None:
     assert read_task({"doc": {"S": doc}}) == sending
     flagged = doc.replace('"vendor"', '"refused":true,"vendor"', 1)
     assert read_task({"doc": {"S": flagged}}) == msgspec.structs.replace(sending, status=TaskStatus.REFUSED)
+
+
+@pytest.mark.parametrize("body", [b'{"a":"short"}', '{"prompt":"猫 \\u0000 '.encode() + b"a " * 2000 + b'"}'])
+def test_long_texts_are_compressed_and_those_of_an_earlier_version_are_read(body: bytes) -> None:
+    event = Event("evt_1", "task.processing", "order-1", 1, NOW, body)
+    stored = event_item(event, 0)
+    assert len(stored["body"].get("B", "")) < 400
+    assert read_event(stored) == event
+    assert read_event(stored | {"body": {"S": body.decode()}}) == event
 
 
 async def test_newer_bodies_that_displace_one_while_it_is_stored_leave_no_remains(
