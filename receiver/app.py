@@ -12,7 +12,6 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Protocol
 
-import structlog
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -27,13 +26,14 @@ from submitter.callback_url import check
 from submitter.clock import Clock
 from submitter.errors import LedgerUnavailable, RelayError
 from submitter.ledger.base import Ledger
+from submitter.log import Logger
 
 TICK_BUDGET_S = 20.0
 TICK_BUDGET_MAX_S = 900.0  # the longest timeout of a Lambda function
 READY_FOR_S = 1.0
 READY_TIMEOUT_S = 8.0
 PREFIX = "/callbacks/"
-log = structlog.get_logger("receiver")
+log = Logger("receiver")
 
 ASYNCAPI = Path(__file__).with_name("asyncapi.yaml")
 """The AsyncAPI 3 document of the events that hooks receive."""

@@ -9,7 +9,6 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import Any, Protocol
 
-import structlog
 from starlette.types import Receive, Scope, Send
 
 from receiver.problem import RequestRefused, problem_of
@@ -19,6 +18,7 @@ from submitter.callback_url import redact_body
 from submitter.clock import Clock
 from submitter.errors import LedgerUnavailable, Overloaded, RelayError, TaskNotFound, Unintelligible, UrlUnknown
 from submitter.ledger.base import Quarantined, Tasks
+from submitter.log import Logger
 from submitter.observation import Unconfirmed
 from submitter.task import Task
 from submitter.transition import Transition, is_about, transition
@@ -32,7 +32,7 @@ STORING_MAX = 2000
 """Callbacks in the store at once. More would wait longer than their vendors do, and their bodies fill the memory."""
 
 
-log = structlog.get_logger("receiver")
+log = Logger("receiver")
 
 Notify = Callable[[], Awaitable[None]]
 """Attempts the deliveries that are due now, within the request."""

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Protocol
 
-import structlog
 from msgspec.structs import replace
 
 from receiver.delivery_policy import CircuitBreaker, TokenBucket, after_attempt, evaluate_when
@@ -22,12 +21,13 @@ from submitter.clock import Clock
 from submitter.errors import LedgerUnavailable
 from submitter.event import with_raw
 from submitter.ledger.base import Delivery, Ledger, Settlement
+from submitter.log import Logger
 
 LEASE_MARGIN_S = 30
 ROUTE_EVERY_S = 1.0
 """How often to claim while no hook has capacity: that creates deliveries of new events, which hooks' states count."""
 
-log = structlog.get_logger("delivery")
+log = Logger("delivery")
 
 
 class DeliveryMetrics(Protocol):

@@ -11,11 +11,12 @@ from collections.abc import Callable
 from typing import Any, ClassVar, Literal, NoReturn
 
 import msgspec
-import structlog
 from httptools import HttpParserError
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
+
+from submitter.log import Logger
 
 HEADER_BYTES = 64 * 1024
 REQUEST_S = 10.0
@@ -38,7 +39,7 @@ SWEEP_S = 1.0
 FLUSH_S = 5.0
 
 Reason = Literal["headers", "slow", "pipelined", "connections", "memory"]
-log = structlog.get_logger("receiver")
+log = Logger("receiver")
 
 
 class HttpLimits(msgspec.Struct, frozen=True):

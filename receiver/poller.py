@@ -8,14 +8,13 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Protocol
 
-import structlog
-
 from submitter.callback_url import redact_body
 from submitter.clock import Clock
 from submitter.errors import Unintelligible, VendorRefused
 from submitter.http import Outcome, VendorHttp
 from submitter.ledger.base import Quarantined, Tasks
 from submitter.ledger.observe import observe
+from submitter.log import Logger
 from submitter.observation import NoAnswer, Observation
 from submitter.queries import run_queries
 from submitter.settings import VendorSettings
@@ -25,7 +24,7 @@ from submitter.vendors.base import HttpAnswer, Query
 LEASE_S = 120
 BATCH = 200
 
-log = structlog.get_logger("poll")
+log = Logger("poll")
 
 
 class PollMetrics(Protocol):

@@ -13,7 +13,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import structlog
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
@@ -208,7 +207,7 @@ def build_app(
         if settings.deliver == "worker":
             service.worker.start(polls=polls)
         service.is_working = True
-        structlog.get_logger("service").info(
+        log.Logger("service").info(
             "service.started",
             ledger=without_password(settings.common.ledger),
             hooks=[hook.name for hook in settings.hooks],

@@ -9,7 +9,6 @@ import asyncio
 from typing import Protocol
 
 import httpx
-import structlog
 from httpx_sse import EventSource, SSEError
 
 from submitter.callback_url import redact_body
@@ -18,6 +17,7 @@ from submitter.errors import LedgerUnavailable, Unintelligible
 from submitter.http import VendorHttp
 from submitter.ledger.base import Quarantined, Tasks
 from submitter.ledger.observe import observe
+from submitter.log import Logger
 from submitter.observation import Report
 from submitter.schedule import OUTAGE_BACKOFF
 from submitter.vendors.base import Streams, Vendor
@@ -30,7 +30,7 @@ HOLD_S = 120.0
 """How long an event of an unknown task is held, for the answer to create to be stored."""
 HELD_MAX = 10_000
 
-log = structlog.get_logger("listen")
+log = Logger("listen")
 
 
 class StreamingVendor(Vendor, Streams, Protocol):

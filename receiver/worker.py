@@ -8,20 +8,19 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 
-import structlog
-
 from receiver.dispatcher import Dispatcher
 from receiver.poller import Poller
 from receiver.stream_listener import StreamListener
 from submitter.clock import Clock
 from submitter.errors import LedgerUnavailable
 from submitter.ledger.base import Tasks
+from submitter.log import Logger
 
 STOP_TIMEOUT_S = 20.0
 PAUSE_AFTER_ERROR_S = 1.0
 POLL_EVERY_S = 0.25
 
-log = structlog.get_logger("worker")
+log = Logger("worker")
 
 
 class Worker:

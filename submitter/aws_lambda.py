@@ -13,10 +13,8 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
-import structlog
-
 from submitter.errors import RelayError, SubmissionUnknown
-from submitter.log import configure
+from submitter.log import Logger, configure
 from submitter.request import MotionControl
 from submitter.request_event import read_eventbridge, read_sqs
 from submitter.submit import Submitter
@@ -25,7 +23,7 @@ from submitter.vendors.registry import limits_by_vendor
 RESERVE_S = 3.0
 """The part of the function's time, in seconds, that is reserved for the response."""
 
-log = structlog.get_logger("submitter")
+log = Logger("submitter")
 
 
 def handler(event: Mapping[str, Any], context: Any) -> dict[str, Any] | None:

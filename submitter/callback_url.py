@@ -23,7 +23,7 @@ URL_LIVES_S = 30 * 86400
 KEY_BYTES = 32
 _SLASH = r"(?:\\?/|\\u002[fF])"  # as JSON may hold it
 _PART = r"[^/\s\"'\\]+"
-_TOKEN = re.compile(
+_TOKEN = (  # compiled when a text first needs it, as in `web_address`
     rf"({_SLASH}callbacks{_SLASH}{_PART}{_SLASH}{_PART}{_SLASH})[A-Za-z0-9_.~-]+"
     rf"|({_SLASH}media{_SLASH}{_PART}{_SLASH})[A-Za-z0-9_~-]+\.[0-9]+\.[A-Za-z0-9_-]{{40,}}"
 )
@@ -108,7 +108,7 @@ def check(ring: KeyRing, vendor: str, external_task_id: str, token: str, now_s: 
 
 def redact(text: str) -> str:
     """Return `text` with the tokens of callback and media URLs replaced by `[hidden]`."""
-    return _TOKEN.sub(r"\1\2[hidden]", text) if "callbacks" in text or "media" in text else text
+    return re.sub(_TOKEN, r"\1\2[hidden]", text) if "callbacks" in text or "media" in text else text
 
 
 def redact_body(body: bytes) -> bytes:

@@ -16,7 +16,6 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Protocol
 
 import msgspec
-import structlog
 
 from submitter.clock import Clock
 from submitter.create_answer import limit_reached, read_create
@@ -24,6 +23,7 @@ from submitter.errors import IdConflict, LedgerUnavailable, SubmissionUnknown, U
 from submitter.http import NotSent, Unanswered, VendorHttp
 from submitter.ledger.base import Tasks
 from submitter.ledger.observe import observe
+from submitter.log import Logger
 from submitter.observation import (
     CreateRefused,
     CreateUnclear,
@@ -46,7 +46,7 @@ SEND_TRIES = 3
 BuildRequest = Callable[[str], Awaitable[HttpRequest]]
 """Builds the create request for a vendor; called before each send, since tokens expire and media may need uploading."""
 
-log = structlog.get_logger("submitter")
+log = Logger("submitter")
 
 
 class CreateMetrics(Protocol):

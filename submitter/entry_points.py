@@ -1,14 +1,12 @@
 """Entry points: the plugins that other installed packages add."""
 
+import os
 import sys
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
-
-LISTS = ("*.dist-info/entry_points.txt", "*.egg-info/entry_points.txt")
 
 
 def entry_points_of(group: str) -> "Sequence[EntryPoint]":
@@ -17,11 +15,18 @@ def entry_points_of(group: str) -> "Sequence[EntryPoint]":
     `importlib.metadata` takes more of a serverless function's cold start than all modules that call
     this. So it is imported only where a package's `entry_points.txt` contains the group's name.
     """
-    folders = [Path(entry) for entry in sys.path]
-    if not any(folder.is_file() for folder in folders):  # only importlib.metadata looks into archives
-        lists = (path for folder in folders if folder.is_dir() for pattern in LISTS for path in folder.glob(pattern))
-        if not any(group in path.read_text(errors="replace") for path in lists):
-            return ()
+    if not any(map(os.path.isfile, sys.path)) and not any(group in listed for listed in _lists()):
+        return ()  # an archive on the path is left to importlib.metadata, which looks into it
     from importlib.metadata import entry_points
 
     return tuple(entry_points(group=group))
+
+
+def _lists() -> Iterator[str]:
+    """Yield the text of the installed packages' `entry_points.txt`."""
+    for folder in sys.path:
+        for name in os.listdir(folder or ".") if os.path.isdir(folder or ".") else ():
+            path = f"{folder or '.'}/{name}/entry_points.txt"
+            if name.endswith((".dist-info", ".egg-info")) and os.path.isfile(path):
+                with open(path, errors="replace") as file:
+                    yield file.read()

@@ -19,7 +19,7 @@ ID_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~-]{0,127}")
 """The syntax of an external_task_id; it is used unescaped in the path of the callback URL."""
 
 METADATA_BYTES = 4096
-_RETRY = re.compile(r"(.+)~([1-9][0-9]{0,5})")
+_RETRY = r"(.+)~([1-9][0-9]{0,5})"  # compiled when it is first needed, as in `web_address`
 ELEMENT_BYTES = 16 * 1024
 UNSUPPORTED_TEXT = ("not supported by this vendor", "Leave it out, or put it into the prompt.")
 
@@ -108,7 +108,7 @@ def ratio(aspect: tuple[int, int]) -> float:
 
 def retry_id(external_task_id: str) -> str:
     """Return the id of the retry of a task: `order-42~2`, then `order-42~3`. The same task has the same one."""
-    again = _RETRY.fullmatch(external_task_id)
+    again = re.fullmatch(_RETRY, external_task_id)
     first, number = (again[1], int(again[2]) + 1) if again else (external_task_id, 2)
     id = f"{first}~{number}"
     return id if ID_PATTERN.fullmatch(id) else f"{hashlib.sha256(first.encode()).hexdigest()[:32]}~{number}"

@@ -9,19 +9,19 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import msgspec
-import structlog
 
 from submitter.clock import Clock
 from submitter.create import Candidate, Creator
 from submitter.errors import IdConflict
 from submitter.ledger.base import Reserved, Tasks
+from submitter.log import Logger
 from submitter.observation import SendLease
 from submitter.preflight import Prepared
 from submitter.stored_request import differences
 from submitter.task import RefusedBy, Task, TaskStatus, is_sendable, may_send
 from submitter.transition import transition
 
-log = structlog.get_logger("submitter")
+log = Logger("submitter")
 
 
 class Reservations:

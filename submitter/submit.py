@@ -8,8 +8,6 @@ import asyncio
 from types import TracebackType
 from typing import Self
 
-import structlog
-
 from submitter.callback_expectation import RECENT_SUCCESSES, poll_policy_for
 from submitter.clock import Clock
 from submitter.create import SENDING_LEASE_S, Candidate, CreateMetrics, Creator
@@ -17,6 +15,7 @@ from submitter.errors import IdConflict, InvalidRequest, Problem, SubmissionUnkn
 from submitter.guarded_http import guarded_client
 from submitter.http import VendorHttp
 from submitter.ledger import Ledger, open_ledger
+from submitter.log import Logger
 from submitter.media.store import MediaStore
 from submitter.preflight import Prepared, preflight
 from submitter.refresh import Refreshed, Refresher
@@ -34,7 +33,7 @@ from submitter.vendors.base import HttpRequest
 PREFLIGHTS_MAX = 16
 """Requests whose media are checked at once: each of them may read 8 MiB of a stranger's server."""
 
-log = structlog.get_logger("submitter")
+log = Logger("submitter")
 
 
 class Submitter:

@@ -8,11 +8,11 @@ databases and brokers, which may hold a password and several hosts. Sources: RFC
 import ipaddress
 import re
 
+# Patterns, which `re` compiles at their first use and keeps: a serverless function may need none of them.
 RESULT_PATTERN = r"^https?://[^\s/?#]+[^\x00-\x1f\x7f]*$"
-_BLANK = re.compile("[\x00-\x20\x7f\ud800-\udfff]")
-_LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
-_RESULT = re.compile(RESULT_PATTERN)
-_HOST_AND_PORT = re.compile(r"(\[[^\[\]]*\]|[^\[\]:]*)(?::([0-9]*))?")
+_BLANK = "[\x00-\x20\x7f\ud800-\udfff]"
+_LABEL = r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+_HOST_AND_PORT = r"(\[[^\[\]]*\]|[^\[\]:]*)(?::([0-9]*))?"
 HOST_MAX = 253
 NOT_ENCODED = "a / # ? @ [ or ] in its password must be percent-encoded: %2F %23 %3F %40 %5B %5D"
 
@@ -21,7 +21,7 @@ def why_not_web(url: str) -> str | None:
     """Return why `url` is no http(s) URL that can be opened, or None."""
     if not url.startswith(("http://", "https://")):
         return "it does not start with http:// or https://"
-    if _BLANK.search(url):
+    if re.search(_BLANK, url):
         return "it has a space, a control character or invalid Unicode"
     _, hosts, _ = _split(url)
     return _why_not_address(hosts) if hosts else "it has no host"
@@ -29,12 +29,12 @@ def why_not_web(url: str) -> str | None:
 
 def why_not_result(url: str) -> str | None:
     """Return why a result's `url` is no http(s) URL, or None. Its path is as the vendor wrote it."""
-    return None if _RESULT.fullmatch(url) else "it has no http(s) scheme and host, or a control character"
+    return None if re.fullmatch(RESULT_PATTERN, url) else "it has no http(s) scheme and host, or a control character"
 
 
 def why_not_server(url: str) -> str | None:
     """Return why the hosts and ports of a URL cannot be connected to, or None. The reason shows no password."""
-    if _BLANK.search(url):
+    if re.search(_BLANK, url):
         return "it has a space, a control character or invalid Unicode"
     user, hosts, rest = _split(url)
     if "@" in (rest.partition("?")[0] if user else rest) or set("@[]") & set(user):
@@ -62,7 +62,7 @@ def _split(url: str) -> tuple[str, str, str]:
 
 def _why_not_address(address: str) -> str | None:
     """Return why `host`, `host:port`, `[IPv6]` or `[IPv6]:port` cannot be connected to, or None."""
-    found = _HOST_AND_PORT.fullmatch(address)
+    found = re.fullmatch(_HOST_AND_PORT, address)
     if found is None or (found[2] and not 0 < int(found[2][:6]) <= 65535):
         return "its port is no number from 1 to 65535"
     return why_not_host(found[1])
@@ -89,6 +89,6 @@ def why_not_host(host: str) -> str | None:
             idna.decode(name)
         except UnicodeError:
             return "its host is no valid international name"
-    if len(name) > HOST_MAX or not all(_LABEL.fullmatch(label) for label in name.split(".")):
+    if len(name) > HOST_MAX or not all(re.fullmatch(_LABEL, label) for label in name.split(".")):
         return "its host is no valid name"
     return None

@@ -16,7 +16,6 @@ from functools import cache
 from typing import Any
 
 import msgspec
-import structlog
 from starlette.applications import Starlette
 
 from receiver.aws_lambda.http import FunctionRequest, read_http, write_http
@@ -66,7 +65,7 @@ async def _handle(opened: Function, event: Mapping[str, Any], budget_s: float) -
         return await _answer(opened.app, request)
     if event.get("source") in TICKS:
         counts = dict(await opened.service.tick(budget_s))
-        structlog.get_logger("service").info("tick.done", **counts)
+        log.Logger("service").info("tick.done", **counts)
         return counts
     records = event.get("Records", ())
     if records and all(record.get("eventSource") == "aws:dynamodb" for record in records):

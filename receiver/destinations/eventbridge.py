@@ -9,18 +9,18 @@ Source: https://docs.aws.amazon.com/eventbridge/latest/APIReference/API_PutEvent
 """
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 
-from receiver.destinations.aws import AwsDestination, open_aws, read_refusal, resource_name
+from receiver.destinations.aws import AwsClient, AwsDestination, Service, open_aws, read_refusal, resource_name
 from receiver.destinations.batches import BatchLimits
 from receiver.destinations.cloudevents import encode, traceparent, with_trace
 from receiver.destinations.outcome import Outcome
 from receiver.hook import Hook
 from submitter.event import Event
 
+SERVICE = Service("events", "EVENTBRIDGE", "AWSEvents")
 LIMITS = BatchLimits(event_bytes=256 * 1024, events=10, request_bytes=256 * 1024)
 
 
@@ -35,11 +35,11 @@ def open(hook: Hook, allow_hosts: frozenset[str]) -> AwsDestination:
             "DetailType": event.type,
             "Detail": (with_trace(event) if hook.mode == "structured" else encode(event, hook.mode).body).decode(),
             "TraceHeader": _xray_header(event),
-            "Time": datetime.fromtimestamp(event.time_ms / 1000, UTC),
+            "Time": event.time_ms // 1000,
         }
 
-    def put(client: Any, events: Sequence[Event]) -> list[Outcome]:
-        response = client.put_events(Entries=[entry_of(event) for event in events])
+    def put(client: AwsClient, events: Sequence[Event]) -> list[Outcome]:
+        response = client.call("PutEvents", Entries=[entry_of(event) for event in events])
         return [
             Outcome(True, f"event {entry['EventId']}")
             if "EventId" in entry
@@ -47,10 +47,10 @@ def open(hook: Hook, allow_hosts: frozenset[str]) -> AwsDestination:
             for entry in response["Entries"]
         ]
 
-    def check(client: Any) -> object:
-        return client.describe_event_bus(Name=bus)
+    def check(client: AwsClient) -> object:
+        return client.call("DescribeEventBus", Name=bus)
 
-    return open_aws(hook, "events", url_format="eventbridge://bus", put=put, check=check, limits=LIMITS)
+    return open_aws(hook, SERVICE, url_format="eventbridge://bus", put=put, check=check, limits=LIMITS)
 
 
 def _xray_header(event: Event) -> str:

@@ -7,10 +7,10 @@ Limits: 1 MiB per record, 500 records and 5 MiB per request.
 Source: https://docs.aws.amazon.com/kinesis/latest/APIReference/API_PutRecords.html.
 """
 
+from base64 import b64encode
 from collections.abc import Sequence
-from typing import Any
 
-from receiver.destinations.aws import AwsDestination, open_aws, read_refusal, resource_name
+from receiver.destinations.aws import AwsClient, AwsDestination, Service, open_aws, read_refusal, resource_name
 from receiver.destinations.base import invalid_hook
 from receiver.destinations.batches import BatchLimits
 from receiver.destinations.cloudevents import with_trace
@@ -18,6 +18,7 @@ from receiver.destinations.outcome import Outcome
 from receiver.hook import Hook
 from submitter.event import Event
 
+SERVICE = Service("kinesis", "KINESIS", "Kinesis_20131202")
 LIMITS = BatchLimits(event_bytes=1024 * 1024, events=500, request_bytes=5 * 1024 * 1024)
 
 
@@ -27,9 +28,11 @@ def open(hook: Hook, allow_hosts: frozenset[str]) -> AwsDestination:
     if hook.mode != "structured":
         raise invalid_hook(hook, "mode", repr(hook.mode), "structured", "A record has no attributes: remove `mode`.")
 
-    def put(client: Any, events: Sequence[Event]) -> list[Outcome]:
-        records = [{"Data": with_trace(event), "PartitionKey": event.external_task_id} for event in events]
-        response = client.put_records(StreamName=stream, Records=records)
+    def put(client: AwsClient, events: Sequence[Event]) -> list[Outcome]:
+        records = [
+            {"Data": b64encode(with_trace(event)).decode(), "PartitionKey": event.external_task_id} for event in events
+        ]
+        response = client.call("PutRecords", StreamName=stream, Records=records)
         return [
             Outcome(True, f"{record['ShardId']}, sequence {record['SequenceNumber']}")
             if "SequenceNumber" in record
@@ -37,7 +40,7 @@ def open(hook: Hook, allow_hosts: frozenset[str]) -> AwsDestination:
             for record in response["Records"]
         ]
 
-    def check(client: Any) -> object:
-        return client.describe_stream_summary(StreamName=stream)
+    def check(client: AwsClient) -> object:
+        return client.call("DescribeStreamSummary", StreamName=stream)
 
-    return open_aws(hook, "kinesis", url_format="kinesis://stream", put=put, check=check, limits=LIMITS)
+    return open_aws(hook, SERVICE, url_format="kinesis://stream", put=put, check=check, limits=LIMITS)

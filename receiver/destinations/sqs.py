@@ -9,14 +9,22 @@ Source: https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/AP
 """
 
 from collections.abc import Sequence
-from typing import Any
 
-from receiver.destinations.aws import AwsDestination, message_of, open_aws, read_entries, resource_name
+from receiver.destinations.aws import (
+    AwsClient,
+    AwsDestination,
+    Service,
+    message_of,
+    open_aws,
+    read_entries,
+    resource_name,
+)
 from receiver.destinations.batches import BatchLimits
 from receiver.destinations.outcome import Outcome
 from receiver.hook import Hook
 from submitter.event import Event
 
+SERVICE = Service("sqs", "SQS", "AmazonSQS", "application/x-amz-json-1.0")
 LIMITS = BatchLimits(event_bytes=256 * 1024, events=10, request_bytes=256 * 1024)
 
 
@@ -25,19 +33,20 @@ def open(hook: Hook, allow_hosts: frozenset[str]) -> AwsDestination:
     queue = resource_name(hook)
     urls: dict[str, str] = {}
 
-    def queue_url(client: Any) -> str:
+    def queue_url(client: AwsClient) -> str:
         if queue not in urls:
-            urls[queue] = client.get_queue_url(QueueName=queue)["QueueUrl"]
+            urls[queue] = client.call("GetQueueUrl", QueueName=queue)["QueueUrl"]
         return urls[queue]
 
-    def put(client: Any, events: Sequence[Event]) -> list[Outcome]:
+    def put(client: AwsClient, events: Sequence[Event]) -> list[Outcome]:
         entries = [message_of(hook, queue, event, position) for position, event in enumerate(events)]
         for entry in entries:
             entry["MessageBody"] = entry.pop("Body")
-        return read_entries(client.send_message_batch(QueueUrl=queue_url(client), Entries=entries), len(events))
+        response = client.call("SendMessageBatch", QueueUrl=queue_url(client), Entries=entries)
+        return read_entries(response, len(events))
 
-    def check(client: Any) -> str:
+    def check(client: AwsClient) -> str:
         urls.clear()  # a cached URL would hide that the queue is gone
         return queue_url(client)
 
-    return open_aws(hook, "sqs", url_format="sqs://queue", put=put, check=check, limits=LIMITS)
+    return open_aws(hook, SERVICE, url_format="sqs://queue", put=put, check=check, limits=LIMITS)

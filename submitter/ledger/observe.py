@@ -1,13 +1,12 @@
 """Apply an observation (callback, poll, answer to create) to a task, and log the change."""
 
-import structlog
-
 from submitter.ledger.base import Tasks
+from submitter.log import Logger
 from submitter.observation import Observation, Report
 from submitter.task import Task
 from submitter.transition import transition
 
-log = structlog.get_logger("task")
+log = Logger("task")
 
 
 def _request_id(observation: Observation) -> dict[str, str]:

@@ -13,18 +13,18 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import httpx
 import msgspec
-import structlog
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from submitter.clock import Clock
+from submitter.log import Logger
 from submitter.sandbox.faults import Dice, Faults
 from submitter.sandbox.studio import MediaRules, Refusal, RenderRequest, Studio
 
 API_KEY = "sandbox-key"
 Body = TypeVar("Body", bound=msgspec.Struct)
-log = structlog.get_logger("sandbox")
+log = Logger("sandbox")
 
 
 class Job:

@@ -210,10 +210,10 @@ def main() -> None:
     print(f"memory of the receiver after {2 * TASKS} callbacks: {statistics.median(memory) / 1024:.1f} MiB")
 
     empty = import_ms("pass")
-    base = import_ms("import starlette.applications, structlog, msgspec") - empty
+    base = import_ms("import starlette.applications, msgspec") - empty
     ours = import_ms("import receiver.app") - empty
     ratio = ours / base
-    print(f"import receiver.app: {ours:.0f} ms; starlette, structlog, msgspec alone: {base:.0f} ms; ratio {ratio:.2f}")
+    print(f"import receiver.app: {ours:.0f} ms; starlette, msgspec alone: {base:.0f} ms; ratio {ratio:.2f}")
 
     if options.size_rounds:
         show_sizes("on SQLite", lambda ended: accept("receiver", ended=ended)[0].per_s, options.size_rounds)

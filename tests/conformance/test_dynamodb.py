@@ -20,12 +20,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.responses import Response
 
+from submitter.aws import Credentials, sign
 from submitter.errors import InvalidSettings, LedgerUnavailable
+from submitter.event import Event
 from submitter.ledger import Ledger, open_ledger
 from submitter.ledger.base import Disabled, Quarantined, Settlement, Subscription
 from submitter.ledger.dynamodb import client as dynamodb_client
-from submitter.ledger.dynamodb.client import Credentials, sign
-from submitter.ledger.dynamodb.items import read_task
+from submitter.ledger.dynamodb.items import event_item, read_event, read_task
 from submitter.ledger.dynamodb.ledger import DynamoLedger
 from submitter.observation import CreateRefused
 from submitter.task import TaskStatus
@@ -274,7 +275,7 @@ def test_botocore_finds_credentials_outside_the_environment(tmp_path: Path) -> N
     """Runs in subprocesses: botocore reads the environment once per process."""
     profile = tmp_path / "credentials"
     profile.write_text("[default]\naws_access_key_id = mine\naws_secret_access_key = hidden\n")
-    code = "import os; from submitter.ledger.dynamodb.client import find_credentials as f; print(f(os.environ)())"
+    code = "import os; from submitter.aws import find_credentials as f; print(f(os.environ)())"
     environ = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
     environ |= {"AWS_SHARED_CREDENTIALS_FILE": str(profile), "AWS_EC2_METADATA_DISABLED": "true"}
     found = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True)
@@ -293,8 +294,8 @@ def test_botocore_finds_credentials_outside_the_environment(tmp_path: Path) -> N
 def test_signatures_equal_those_of_botocore(body: bytes, region: str, token: str | None, second: int) -> None:
     now = datetime.fromtimestamp(second, UTC)
     host, target = f"dynamodb.{region}.amazonaws.com", "DynamoDB_20120810.GetItem"
-    headers = sign(host, target, body, region, Credentials("AKID", "secret/+", token), now)
-    unsigned = {"content-type": headers["content-type"], "x-amz-target": target}
+    unsigned = {"content-type": "application/x-amz-json-1.0", "x-amz-target": target}
+    headers = sign(host, unsigned, body, "dynamodb", region, Credentials("AKID", "secret/+", token), now)
     request = AWSRequest("POST", f"https://{host}/", headers=unsigned, data=body)
     with patch("botocore.auth.get_current_datetime", lambda: now.replace(tzinfo=None)):
         SigV4Auth(botocore.credentials.Credentials("AKID", "secret/+", token), "dynamodb", region).add_auth(request)
@@ -307,6 +308,15 @@ def test_a_refused_task_of_an_earlier_version_is_read_with_its_status() -> None:
     assert read_task({"doc": {"S": doc}}) == sending
     flagged = doc.replace('"vendor"', '"refused":true,"vendor"', 1)
     assert read_task({"doc": {"S": flagged}}) == msgspec.structs.replace(sending, status=TaskStatus.REFUSED)
+
+
+@pytest.mark.parametrize("body", [b'{"a":"short"}', '{"prompt":"猫 \\u0000 '.encode() + b"a " * 2000 + b'"}'])
+def test_long_texts_are_compressed_and_those_of_an_earlier_version_are_read(body: bytes) -> None:
+    event = Event("evt_1", "task.processing", "order-1", 1, NOW, body)
+    stored = event_item(event, 0)
+    assert len(stored["body"].get("B", "")) < 400
+    assert read_event(stored) == event
+    assert read_event(stored | {"body": {"S": body.decode()}}) == event
 
 
 async def test_newer_bodies_that_displace_one_while_it_is_stored_leave_no_remains(

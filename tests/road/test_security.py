@@ -3,7 +3,6 @@
 import asyncio
 import json
 import socket
-import sys
 from asyncio.selector_events import BaseSelectorEventLoop
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
@@ -178,10 +177,6 @@ def logged() -> Iterator[list[dict[str, Any]]]:
         lines.append(dict(log._redact(logger, method, line)))
         raise structlog.DropEvent
 
-    for name, module in list(sys.modules.items()):  # a module keeps the logger that another test has configured
-        proxy = getattr(module, "log", None)
-        if name.startswith(("receiver", "submitter")) and hasattr(proxy, "__dict__"):
-            vars(proxy).pop("bind", None)
     log.send_to(keep)
     yield lines
     structlog.reset_defaults()

@@ -77,15 +77,15 @@ async def test_no_command_prints_a_control_character_that_a_vendor_or_a_hook_wro
 
 
 SCRIPT = """
-import sys, structlog
+import sys
 from submitter import log
 log.configure(sys.argv[1])
 hostile = sys.argv[2]
-structlog.get_logger("test").warning("delivery.attempted", answer=hostile, reason=hostile.replace(" ", ""))
+log.Logger("test").warning("delivery.attempted", answer=hostile, reason=hostile.replace(" ", ""))
 try:
     raise ValueError(hostile)
 except ValueError:
-    structlog.get_logger("test").exception("poll.failed")
+    log.Logger("test").exception("poll.failed")
 """
 
 

@@ -30,6 +30,13 @@ def test_importing_the_app_loads_no_client_sdk_command_line_or_sandbox() -> None
     assert not {name for name in loaded if name.startswith(("submitter.sandbox", "receiver.worker", "receiver.cli"))}
 
 
+def test_a_function_that_logs_json_loads_no_structlog_and_no_toml_parser() -> None:
+    logs = "from submitter import log; log.configure('json'); log.Logger('test').info('task.changed')"
+    loaded = loaded_by(f"receiver.aws_lambda.receive; {logs}")
+    assert "receiver.aws_lambda.receive" in loaded
+    assert not loaded & {"structlog", "tomllib", "importlib.metadata"}
+
+
 def test_the_service_and_the_submitter_load_no_command_line_and_no_sandbox() -> None:
     for module in ("receiver.service", "submitter.submit"):
         loaded = loaded_by(module)

@@ -21,9 +21,14 @@ Other partitions:
 Both indexes are sparse: an item without `queue` (or `list`) is not in them. `due` holds keys only,
 `newest` also the attributes that it is filtered by. A task's shard is computed from a hash of its id
 and stored with it. Shards spread an index's writes over several partitions.
+
+A write is billed by each KB of the item that is begun, twice in a transaction. So the long texts (a task's `doc`, an
+event's `body`) are compressed. Earlier versions stored them as strings, which are still read.
 """
 
 import hashlib
+import zlib
+from base64 import b64decode, b64encode
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -37,6 +42,7 @@ Item = dict[str, Any]
 """An item in DynamoDB JSON: {"name": {"S": "text"}, ...}."""
 
 DAY_S = 86_400
+PACK_FROM_BYTES = 400  # shorter texts save no KB
 
 _tasks = msgspec.json.Decoder(Task)
 
@@ -44,6 +50,20 @@ _tasks = msgspec.json.Decoder(Task)
 def text(value: str) -> Item:
     """Return a string attribute."""
     return {"S": value}
+
+
+def packed(content: bytes) -> Item:
+    """Return UTF-8 text as an attribute: a string, or raw DEFLATE from PACK_FROM_BYTES."""
+    if len(content) < PACK_FROM_BYTES:
+        return text(content.decode())
+    return {"B": b64encode(zlib.compress(content, wbits=-zlib.MAX_WBITS)).decode()}
+
+
+def unpacked(attribute: Item) -> bytes:
+    """Return the text of a `packed` attribute."""
+    if "S" in attribute:
+        return bytes(attribute["S"].encode())
+    return zlib.decompress(b64decode(attribute["B"]), -zlib.MAX_WBITS)
 
 
 def number(value: int) -> Item:
@@ -112,7 +132,7 @@ def task_item(task: Task, *, version: int, write_id: str, shard: int, ttl_s: int
     id = task.external_task_id
     item = {
         **task_key(id),
-        "doc": text(msgspec.json.encode(task).decode()),
+        "doc": packed(msgspec.json.encode(task)),
         "version": number(version),
         "by": text(write_id),
         "shard": number(shard),
@@ -128,9 +148,9 @@ def task_item(task: Task, *, version: int, write_id: str, shard: int, ttl_s: int
 
 def read_task(item: Item) -> Task:
     """Return the task in an item. Before `refused` was a status, a refused task was `created` with a flag."""
-    doc: str = item["doc"]["S"]
+    doc = unpacked(item["doc"])
     task = _tasks.decode(doc)
-    if task.status is TaskStatus.CREATED and '"refused":true' in doc:
+    if task.status is TaskStatus.CREATED and b'"refused":true' in doc:
         return msgspec.structs.replace(task, status=TaskStatus.REFUSED)
     return task
 
@@ -175,7 +195,7 @@ def _event_fields(event: Event) -> Item:
         "task": text(event.external_task_id),
         "sequence": number(event.sequence),
         "time": number(event.time_ms),
-        "body": text(event.body.decode()),
+        "body": packed(event.body),
     }
 
 
@@ -187,7 +207,7 @@ def read_event(item: Item) -> Event:
         item["task"]["S"],
         int(item["sequence"]["N"]),
         int(item["time"]["N"]),
-        item["body"]["S"].encode(),
+        unpacked(item["body"]),
     )
 
 

@@ -11,7 +11,6 @@ For keys, items and indexes see `items`.
 """
 
 import asyncio
-import os
 from base64 import b64encode
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -36,7 +35,7 @@ from submitter.ledger.base import (
     Subscription,
 )
 from submitter.ledger.changes import Changes
-from submitter.ledger.dynamodb.client import DynamoClient, find_credentials
+from submitter.ledger.dynamodb.client import open_client
 from submitter.ledger.dynamodb.deliveries import Deliveries
 from submitter.ledger.dynamodb.hooks import Hooks
 from submitter.ledger.dynamodb.items import (
@@ -78,8 +77,7 @@ class DynamoLedger:
         options = Options(url)
         assert options.region is not None
         self._clock = clock or Clock()
-        endpoint = os.environ.get("AWS_ENDPOINT_URL_DYNAMODB") or os.environ.get("AWS_ENDPOINT_URL")
-        self.client = DynamoClient(options.region, endpoint, find_credentials(os.environ), self._clock)
+        self.client = open_client(options.region, self._clock)
         self._table = Table(self.client, options.table)
         self._shards = options.shards
         self._ttl_s = options.ttl_s
