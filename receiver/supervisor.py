@@ -12,10 +12,10 @@ import socket
 import sys
 from pathlib import Path
 
-import structlog
 from prometheus_client.multiprocess import mark_process_dead
 
 from submitter.clock import Clock
+from submitter.log import Logger
 from submitter.schedule import Backoff
 
 RESTART_BACKOFF = Backoff(first_s=1, factor=2, max_s=30)
@@ -28,7 +28,7 @@ SILENCE_S = 30.0
 STOP_S = 60.0
 """How long a process may take to stop: its idle connections, its requests, then its deliveries under way."""
 
-log = structlog.get_logger("supervisor")
+log = Logger("supervisor")
 
 
 class StartFailed(Exception):
