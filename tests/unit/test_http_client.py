@@ -4,7 +4,7 @@ import asyncio
 import socket
 import ssl
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -12,6 +12,7 @@ import trustme
 
 from receiver.destinations.http_client import BODY_MAX_BYTES, Answer, GuardedClient, NoAnswer
 from submitter.egress import Resolve
+from tests.loopback import tcp_server
 
 ALLOWED = frozenset({"127.0.0.1"})
 EMPTY = b"HTTP/1.1 204 No Content\r\n\r\n"
@@ -25,34 +26,20 @@ class Peer:
         self.requests: list[bytes] = []
         self.connections = 0
         self.port = 0
-        self._serving: set[asyncio.Task[Any] | None] = set()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
-        self._serving.add(asyncio.current_task())
-        try:
-            while True:
-                head = await reader.readuntil(b"\r\n\r\n")
-                length = head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0]
-                self.requests.append(head + await reader.readexactly(int(length)))
-                writer.write(self.answer)
-                await writer.drain()
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass
-        finally:
-            writer.close()
-            with suppress(ConnectionError):
-                await writer.wait_closed()
+        while True:
+            head = await reader.readuntil(b"\r\n\r\n")
+            length = head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0]
+            self.requests.append(head + await reader.readexactly(int(length)))
+            writer.write(self.answer)
+            await writer.drain()
 
     @asynccontextmanager
     async def listening(self, address: str = "127.0.0.1", tls: ssl.SSLContext | None = None) -> AsyncIterator[None]:
-        server = await asyncio.start_server(self.serve, address, 0, ssl=tls)
-        self.port = server.sockets[0].getsockname()[1]
-        try:
+        async with tcp_server(self.serve, address, tls) as self.port:
             yield
-        finally:
-            server.close()
-            await asyncio.gather(*filter(None, self._serving))
 
 
 @asynccontextmanager

@@ -1,7 +1,6 @@
 """The HTTP client for vendors: answers of any form and size are bounded in memory."""
 
 import asyncio
-import contextlib
 import gzip
 import tracemalloc
 from collections.abc import AsyncIterator
@@ -17,6 +16,7 @@ from starlette.routing import Route
 from submitter.http import ANSWER_MAX, NotSent, Outcome, Unanswered, VendorHttp
 from submitter.sandbox.server import free_socket, listening
 from submitter.vendors.base import HttpAnswer, HttpRequest
+from tests.loopback import tcp_server
 
 SMALL = b'{"id": "7"}'
 LARGE = bytes(256 * 1024 * 1024)
@@ -113,12 +113,10 @@ async def answer_raw(raw: bytes, *, times: int = 1) -> tuple[list[Outcome], int]
         received += 1
         writer.write(raw)
         await writer.drain()
-        writer.close()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
     http = VendorHttp()
-    async with server:
-        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/create"
+    async with tcp_server(serve) as port:
+        url = f"http://127.0.0.1:{port}/create"
         request = HttpRequest("POST", url, {"authorization": "Bearer k"}, b"{}")
         outcomes = [await http.run(request, fresh=True) for _ in range(times)]
         await http.close()
@@ -159,16 +157,14 @@ async def test_an_answer_that_trickles_is_cut_off() -> None:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 100000\r\n\r\n")
-        with contextlib.suppress(ConnectionError):
-            while not writer.is_closing():
-                writer.write(b"x")
-                await writer.drain()
-                await asyncio.sleep(0.01)
+        while not writer.is_closing():
+            writer.write(b"x")
+            await writer.drain()
+            await asyncio.sleep(0.01)
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
     http = VendorHttp(connect_timeout_s=0.2, answer_timeout_s=0.5)
-    async with server:
-        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+    async with tcp_server(serve) as port:
+        url = f"http://127.0.0.1:{port}/"
         outcome = await http.run(HttpRequest("GET", url, {}, b""))
         await http.close()
     assert isinstance(outcome, Unanswered)
