@@ -27,6 +27,9 @@ LEASE_MARGIN_S = 30
 ROUTE_EVERY_S = 1.0
 """How often to claim while no hook has capacity: that creates deliveries of new events, which hooks' states count."""
 
+CLAIM_WITHIN_S = 0.005
+"""How long the free slots of a hook wait for others, while it has more due deliveries than slots."""
+
 log = Logger("delivery")
 
 
@@ -72,6 +75,7 @@ class Dispatcher:
         """Set when deliveries may be due that the last claim left for want of a slot, and a slot is free."""
         self._is_behind = False  # whether the last claim left due deliveries, or may have
         self._route_at_s = -math.inf
+        self._claiming: asyncio.TimerHandle | None = None
 
     async def dispatch(self, started: set[asyncio.Task[None]] | None = None) -> float | None:
         """Start every due attempt within capacity; return the seconds until the next is due, or None.
@@ -93,12 +97,10 @@ class Dispatcher:
             self.attempts_started += 1
             self._sending[delivery.hook].add((delivery.id, delivery.attempts))
             attempt = asyncio.create_task(self._attempt(delivery))
-            # If it is cancelled before its first step, only this callback frees its slot.
-            attempt.add_done_callback(partial(self._free_slot, delivery))
+            attempt.add_done_callback(partial(self._ended, delivery))
             self._attempts.add(attempt)
             if started is not None:
                 started.add(attempt)
-            attempt.add_done_callback(self._attempts.discard)
             if delivery.hook in self._buckets:
                 self._buckets[delivery.hook] = self._buckets[delivery.hook].take(1)
         if claimed.next_due_ms is None:
@@ -125,7 +127,8 @@ class Dispatcher:
         hook = self._hooks[delivery.hook]
         outcome = None
         try:
-            skip_reason = await self._skip_reason(hook, delivery)
+            is_filtered = hook.when is not None or hook.latest_only
+            skip_reason = await self._skip_reason(hook, delivery) if is_filtered else None
             if skip_reason is None:
                 outcome, settlement = await self._send(hook, await self._with_raw(hook, delivery))
             else:
@@ -143,11 +146,25 @@ class Dispatcher:
         except LedgerUnavailable as error:
             log.error("delivery.unsettled", hook=hook.name, event_id=delivery.event.id, reason=str(error))
 
-    def _free_slot(self, delivery: Delivery, _: object = None) -> None:
+    def _ended(self, delivery: Delivery, attempt: asyncio.Task[None]) -> None:
+        self._free_slot(delivery)  # its first step does not run if it is cancelled before
+        self._attempts.discard(attempt)
+
+    def _free_slot(self, delivery: Delivery) -> None:
         """Free the slot of an attempt. Idempotent."""
-        self._sending[delivery.hook].discard((delivery.id, delivery.attempts))
-        if self._is_behind:
+        sending = self._sending[delivery.hook]
+        sending.discard((delivery.id, delivery.attempts))
+        if not self._is_behind:
+            return
+        # A claim costs as much as several attempts: it waits for half of the slots, but not long for one that hangs.
+        if 2 * len(sending) <= self._hooks[delivery.hook].concurrency:
             self.ready.set()
+        elif self._claiming is None:
+            self._claiming = asyncio.get_running_loop().call_later(CLAIM_WITHIN_S, self._claim_late)
+
+    def _claim_late(self) -> None:
+        self._claiming = None
+        self.ready.set()
 
     async def _send(self, hook: Hook, delivery: Delivery) -> tuple[Outcome, Settlement]:
         """Send the event; return the outcome, and how to settle the delivery."""

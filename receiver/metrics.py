@@ -33,6 +33,7 @@ class PrometheusMetrics:
             ["hook", "result"],
             registry=self._registry,
         )
+        self._by_hook: dict[tuple[str, str], Histogram] = {}
         self._paused = Gauge(
             "kling_relay_hook_paused",
             "1 while a hook's circuit breaker is open",
@@ -67,7 +68,10 @@ class PrometheusMetrics:
         counter.inc()
 
     def delivery(self, hook: str, result: str, seconds: float) -> None:
-        self._deliveries.labels(hook, result).observe(seconds)
+        histogram = self._by_hook.get((hook, result))
+        if histogram is None:
+            histogram = self._by_hook[hook, result] = self._deliveries.labels(hook, result)
+        histogram.observe(seconds)
 
     def breaker(self, hook: str, *, is_open: bool) -> None:
         self._paused.labels(hook).set(int(is_open))

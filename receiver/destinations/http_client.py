@@ -76,7 +76,8 @@ class GuardedClient:
             target = URL(url, encoded=url.isascii())
             session = self._session(is_allowed=(target.host or "").lower() in self._allow_hosts)
             data = body if len(body) <= io.DEFAULT_BUFFER_SIZE else io.BytesIO(body)
-            async with session.post(target, data=data, headers=headers, allow_redirects=False) as response:
+            sent = {"accept-encoding": "identity", **headers}
+            async with session.post(target, data=data, headers=sent, allow_redirects=False) as response:
                 content = await _read(response, body_timeout_s)
                 return Answer(response.status, response.headers.get("retry-after"), content)
         except aiohttp.ClientSSLError as error:
@@ -107,7 +108,6 @@ class GuardedClient:
                 connector=connector,
                 cookie_jar=aiohttp.DummyCookieJar(),
                 auto_decompress=False,  # a small body can expand to any size
-                headers={"accept-encoding": "identity"},
                 timeout=aiohttp.ClientTimeout(total=self._timeout_s),
                 trust_env=False,
             )

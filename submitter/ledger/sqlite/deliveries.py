@@ -1,6 +1,7 @@
 """Outbox and deliveries in SQLite: create, claim (lease), settle, replay, pause.
 
-Each function runs inside the ledger's transaction. Statements are set-based: see `ledger`.
+Each function runs inside the ledger's transaction. Statements are set-based, and results that matter for speed are one
+JSON text: see `ledger`.
 """
 
 import sqlite3
@@ -22,6 +23,8 @@ from submitter.ledger.base import (
 )
 from submitter.ledger.sqlite.rows import execute_rows
 
+_claims = msgspec.json.Decoder(list[tuple[int, int]])
+_due = msgspec.json.Decoder(dict[str, int])
 EVENTS_PER_CLAIM = 1000  # events that one claim takes from the outbox
 
 # Subscriptions are a JSON array of [hook, endpoint fingerprint, event types or null].
@@ -37,13 +40,19 @@ ORDER BY e.seq
 """
 SELECT_DELIVERIES = """
 SELECT d.id, d.hook, d.state, d.attempts, d.due_at_ms, d.last_error,
-       e.id, e.type, e.external_task_id, e.sequence, e.time_ms, e.body
+       e.id AS event_id, e.type, e.external_task_id, e.sequence, e.time_ms, e.body
 FROM deliveries AS d JOIN events AS e ON e.seq = d.event_seq
 """
+# A row of it, for a result in one step: each row of a result releases and takes the interpreter lock (GIL).
+DELIVERY_AS_JSON = (
+    "json_array(id, hook, state, attempts, due_at_ms, last_error,"
+    " event_id, type, external_task_id, sequence, time_ms, body)"
+)
 
 # The claims that are still held, for rows of id and attempts.
 SELECT_HELD = """
-SELECT id, attempts FROM deliveries JOIN (VALUES {rows}) ON id = column1 AND attempts = column2 WHERE state = 'due'
+SELECT json_group_array(json_array(id, attempts)) FROM deliveries
+JOIN (VALUES {rows}) ON id = column1 AND attempts = column2 WHERE state = 'due'
 """
 # How to settle a delivery: columns id, attempts, state, due_at_ms, last_error.
 SETTLE = """
@@ -55,14 +64,15 @@ EARLIER_DUE = """
 SELECT 1 FROM events AS e2 JOIN deliveries AS d2 ON d2.event_seq = e2.seq AND d2.hook = d.hook
 WHERE e2.external_task_id = e.external_task_id AND e2.sequence < e.sequence AND d2.state = 'due'
 """
-# When a hook's next delivery is due, for a JSON array of hooks; for ordered hooks without those that an earlier blocks.
+# When each hook's next delivery is due, for a JSON array of hooks.
 NEXT_DUE = """
-SELECT h.value, n.due_at_ms FROM json_each(?) AS h JOIN deliveries AS n ON n.id = (
+SELECT json_group_object(h.value, n.due_at_ms) FROM json_each(?) AS h JOIN deliveries AS n ON n.id = (
     SELECT d.id FROM deliveries AS d WHERE d.state = 'due' AND d.hook = h.value ORDER BY d.due_at_ms LIMIT 1
 )
 """
+# The same for ordered hooks, without the deliveries that an earlier one blocks.
 NEXT_UNBLOCKED = f"""
-SELECT h.value, n.due_at_ms FROM json_each(?) AS h JOIN deliveries AS n ON n.id = (
+SELECT json_group_object(h.value, n.due_at_ms) FROM json_each(?) AS h JOIN deliveries AS n ON n.id = (
     SELECT d.id FROM deliveries AS d JOIN events AS e ON e.seq = d.event_seq
     WHERE d.state = 'due' AND d.hook = h.value AND NOT EXISTS ({EARLIER_DUE}) ORDER BY d.due_at_ms LIMIT 1
 )
@@ -97,7 +107,8 @@ def claim(
 def settle_all(db: sqlite3.Connection, settled: Sequence[tuple[Delivery, Settlement]]) -> list[bool]:
     """Store the outcomes of claims that are still held; return which were. Disable hooks on request."""
     rows = [(d.id, d.attempts, s.state, s.due_at_ms, s.error) for d, s in settled]
-    held = set(execute_rows(db, SELECT_HELD, [row[:2] for row in rows]))
+    found = execute_rows(db, SELECT_HELD, [row[:2] for row in rows])
+    held = {claim for (claims,) in found for claim in _claims.decode(claims)}
     execute_rows(db, SETTLE, rows)
     for delivery, settlement in settled:
         if settlement.disable_endpoint is not None:
@@ -202,7 +213,7 @@ def _next_due(db: sqlite3.Connection, subscriptions: Sequence[Subscription]) -> 
         (NEXT_UNBLOCKED, [one.hook for one in subscriptions if one.ordered]),
     ):
         if hooks:
-            found |= db.execute(sql, (msgspec.json.encode(hooks).decode(),)).fetchall()
+            found |= _due.decode(db.execute(sql, (msgspec.json.encode(hooks).decode(),)).fetchone()[0])
     return found
 
 
@@ -214,11 +225,13 @@ def _unblocked(subscription: Subscription) -> str:
 def _claim_for_hook(db: sqlite3.Connection, subscription: Subscription, now_ms: int, lease_ms: int) -> list[Delivery]:
     if subscription.capacity <= 0:
         return []
-    rows = db.execute(
-        f"{SELECT_DELIVERIES} WHERE d.hook = ? AND d.state = 'due' AND d.due_at_ms <= ? {_unblocked(subscription)}"
-        " ORDER BY d.due_at_ms, d.id LIMIT ?",
+    (lines,) = db.execute(
+        f"SELECT json_group_array({DELIVERY_AS_JSON}) FROM ({SELECT_DELIVERIES}"
+        f" WHERE d.hook = ? AND d.state = 'due' AND d.due_at_ms <= ? {_unblocked(subscription)}"
+        " ORDER BY d.due_at_ms, d.id LIMIT ?)",
         (subscription.hook, now_ms, subscription.capacity),
-    ).fetchall()
+    ).fetchone()
+    rows = msgspec.json.decode(lines)
     if not rows:
         return []
     ids = msgspec.json.encode([row[0] for row in rows]).decode()
