@@ -22,6 +22,7 @@ from submitter.vendors import BUILT_IN
 from tests.bench import servers
 from tests.bench.buses import show_buses
 from tests.bench.cold_start import show_cold_start
+from tests.bench.end_to_end import show_end_to_end
 from tests.bench.ledgers import show_postgres, show_sizes
 from tests.bench.load import Load, drip, flood
 from tests.bench.processes import folder, listening_process, memory_kib
@@ -170,6 +171,7 @@ def main() -> None:
     parser.add_argument("--size-rounds", type=int, default=3, help="rounds with 1,000 to 1,000,000 ended tasks")
     parser.add_argument("--worker-rounds", type=int, default=3, help="rounds of `serve` with 1, 2 and 4 processes")
     parser.add_argument("--cold-starts", type=int, default=15, help="cold starts of each Lambda function")
+    parser.add_argument("--end-to-end-rounds", type=int, default=3, help="rounds of callbacks in, hooks out")
     parser.add_argument("--tasks", type=int, default=1000, help="tasks with injected faults (Kling)")
     parser.add_argument("--vendor-tasks", type=int, default=200, help="tasks with injected faults, per vendor")
     parser.add_argument(
@@ -201,6 +203,9 @@ def main() -> None:
         for with_bounds, without in zip(loads["receiver"], loads["unbounded"], strict=True)
     )
     print(f"with the bounds of its HTTP front the receiver accepts {kept:.3f} of what it accepts without them")
+
+    if options.end_to_end_rounds:
+        show_end_to_end(options.end_to_end_rounds)
 
     load = steady(500)
     print(f"\nreceiver at a steady 500/s: p50 {load.p50_ms:.1f} ms, p99 {load.p99_ms:.1f} ms, {load.bad} refused")

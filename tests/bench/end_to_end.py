@@ -40,8 +40,10 @@ class Case(msgspec.Struct, frozen=True):
 
     @property
     def name(self) -> str:
-        concurrency = "default" if self.concurrency is None else str(self.concurrency)
-        return f"{self.ledger}, {self.hooks} hooks, concurrency {concurrency}, workers {self.workers}"
+        """Its name in the table."""
+        hooks = f"{self.hooks} hook" + "s" * (self.hooks > 1)
+        concurrency = "" if self.concurrency is None else f", concurrency {self.concurrency}"
+        return f"{self.ledger}, {hooks}{concurrency}" + (f", {self.workers} processes" if self.workers > 1 else "")
 
 
 class Measured(msgspec.Struct, frozen=True):
@@ -156,6 +158,42 @@ async def post_alone(port: int, concurrency: int, posts: int, body: bytes) -> No
 
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=concurrency)) as session:
         await asyncio.gather(*(sender(session) for _ in range(concurrency)))
+
+
+CASES = (
+    Case(),
+    Case(concurrency=50),
+    Case(hooks=10, concurrency=50),
+    Case(hooks=100, concurrency=50),
+    Case(ledger="postgres"),
+    Case(ledger="postgres", concurrency=50),
+    Case(concurrency=50, workers=2),
+    Case(ledger="postgres", concurrency=50, workers=2),
+)
+EVENTS = 8000
+"""Requests to hooks in each case."""
+
+
+def show_end_to_end(rounds: int) -> None:
+    """Print the table of all cases beside the floor. `ratio` is the events a second in relation to the floor."""
+    body = servers.callback_body("b", 0, "succeeded", time.time()) * 2  # as long as an event
+    floors: list[float] = []
+    found: dict[Case, list[Measured]] = {case: [] for case in CASES}
+    for _ in range(rounds):
+        floors.append(uvloop.run(floor(50, EVENTS, body)))
+        for case, runs in found.items():
+            runs.append(measure(case, max(100, EVENTS // 2 // case.hooks)))
+    least = statistics.median(floors)
+    print(f"\n{'end to end, 64 connections in, HTTP hooks out':<52}{'events/s':>9}{'ratio':>7}", end="")
+    print(f"{'CPU us':>8}{'p50 ms':>8}{'p99 ms':>8}{'accepted/s':>12}{'MiB':>6}")
+    print(f"{'aiohttp alone, 50 at once':<52}{least:>9.0f}{1:>7.2f}")
+    for case, runs in found.items():
+        events, cpu, p50, p99, accepted, mib = (
+            statistics.median(getattr(run, field) for run in runs)
+            for field in ("events", "cpu_us", "p50_ms", "p99_ms", "accepted", "memory_mib")
+        )
+        line = f"{case.name:<52}{events:>9.0f}{events / least:>7.2f}{cpu:>8.0f}{p50:>8.1f}{p99:>8.1f}"
+        print(f"{line}{accepted:>12.0f}{mib:>6.0f}")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ Run it alone with `python -m tests.bench.workers ROUNDS`.
 """
 
 import asyncio
-import os
 import statistics
 import sys
 import time
@@ -19,7 +18,7 @@ import uvloop
 from tests.bench import servers
 from tests.bench.ledgers import TASKS, prepare, schema
 from tests.bench.load import flood
-from tests.bench.processes import folder, listening_process
+from tests.bench.processes import cpu_s, folder, listening_process
 from tests.conformance.brokers import free_port
 
 WORKERS = (1, 2, 4)
@@ -43,17 +42,17 @@ def accept(engine: str, workers: int) -> Accepted:
         asyncio.run(prepare(url, 0))
         settings = servers.environment(directory) | {"KLING_RELAY_LEDGER": url, "KLING_RELAY_LOG": "json"}
         requests = servers.callbacks("b", TASKS)
-        with serving(directory, settings, workers) as (port, pids):
-            before_s = sum(map(cpu_s, pids))
+        with serving(directory, settings, workers) as (port, pid):
+            before_s = cpu_s(pid)
             load = uvloop.run(flood("127.0.0.1", port, requests))
-            used_s = sum(map(cpu_s, pids)) - before_s
+            used_s = cpu_s(pid) - before_s
         assert load.bad == 0, load
         return Accepted(load.per_s, load.p99_ms, used_s / len(requests) * 1e6)
 
 
 @contextmanager
-def serving(directory: Path, settings: dict[str, str], workers: int) -> Iterator[tuple[int, list[int]]]:
-    """Run `serve`; yield its port and the ids of its server processes once all of them serve."""
+def serving(directory: Path, settings: dict[str, str], workers: int) -> Iterator[tuple[int, int]]:
+    """Run `serve`; yield its port and process id once all of its processes serve."""
     port, log = free_port(), directory / "serve.log"
     arguments = ["-m", "receiver", "serve", "--port", str(port), "--workers", str(workers)]
     with listening_process(arguments, port, log, settings=settings) as process:
@@ -62,15 +61,7 @@ def serving(directory: Path, settings: dict[str, str], workers: int) -> Iterator
             if time.monotonic() > deadline or process.poll() is not None:
                 raise RuntimeError(log.read_text())
             time.sleep(0.02)
-        pid = process.pid
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        yield port, [int(child) for child in children] or [pid]
-
-
-def cpu_s(pid: int) -> float:
-    """Return the processor time that a process has used, in seconds."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        yield port, process.pid
 
 
 def show_workers(rounds: int) -> None:
