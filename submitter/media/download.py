@@ -1,5 +1,6 @@
 """Downloads results through the SSRF guard, atomically."""
 
+import asyncio
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,16 +15,27 @@ class CannotFetch(RelayError):
 
 
 RESULT_MAX_BYTES = 1024 * 1024 * 1024
+RESULT_MAX_S = 3600.0
+"""A host that sends a byte now and then breaks no limit of a single read."""
 
 
-async def download(url: str, target: Path, allow_hosts: frozenset[str], max_bytes: int = RESULT_MAX_BYTES) -> None:
+async def download(
+    url: str,
+    target: Path,
+    allow_hosts: frozenset[str],
+    max_bytes: int = RESULT_MAX_BYTES,
+    *,
+    max_s: float = RESULT_MAX_S,
+) -> None:
     """Save the content of `url` as `target`, completely or not at all; raise CannotFetch.
 
-    The content may have `max_bytes` at most, and is read as it was sent: a compressed one is not expanded.
+    The content may have `max_bytes` and take `max_s` seconds at most. It is read as it was sent: a compressed one is
+    not expanded.
     """
     part = target.with_name(f"{target.name}.part")
     try:
         async with (
+            asyncio.timeout(max_s),
             guarded_client(allow_hosts, timeout_s=60) as client,
             client.stream("GET", url, headers={"accept-encoding": "identity"}) as response,
         ):
@@ -46,6 +58,8 @@ async def download(url: str, target: Path, allow_hosts: frozenset[str], max_byte
                 found = "an empty body" if size == 0 else f"a document ({start[:20]!r})"
                 raise CannotFetch(f"{target.name} was not saved: its URL returned {found}.")
         part.replace(target)
+    except TimeoutError as error:
+        raise CannotFetch(f"{target.name} was not saved: it did not arrive within {max_s:g} s") from error
     except (httpx.HTTPError, httpx.InvalidURL, UnicodeError, OSError) as error:
         reason = f"{type(error).__name__}: {error}".removesuffix(": ")
         raise CannotFetch(f"{target.name} was not saved: {reason}") from error

@@ -1,7 +1,9 @@
 """The archive destination, end to end: results are copied before their URLs expire."""
 
+import asyncio
 import hashlib
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -10,7 +12,7 @@ import httpx
 import pytest
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from receiver.destinations import open_destination
@@ -134,6 +136,22 @@ async def test_an_answer_without_a_video_is_no_result_whatever_its_type_says(
     async with listening(Starlette(routes=[Route("/v.mp4", answer)]), bound):
         with pytest.raises(CannotFetch, match=f"its URL returned {reason}"):
             await download(f"{url}/v.mp4", tmp_path / "result.mp4", frozenset({"127.0.0.1"}))
+    assert list(tmp_path.glob("result*")) == []
+
+
+async def test_a_result_that_trickles_is_given_up(tmp_path: Path) -> None:
+    async def trickle() -> AsyncIterator[bytes]:
+        while True:
+            yield b"\0"
+            await asyncio.sleep(0.01)
+
+    async def answer(request: Request) -> Response:
+        return StreamingResponse(trickle(), media_type="video/mp4")
+
+    bound, url = free_socket()
+    async with listening(Starlette(routes=[Route("/v.mp4", answer)]), bound):
+        with pytest.raises(CannotFetch, match=r"it did not arrive within 0\.3 s"):
+            await download(f"{url}/v.mp4", tmp_path / "result.mp4", frozenset({"127.0.0.1"}), max_s=0.3)
     assert list(tmp_path.glob("result*")) == []
 
 
