@@ -94,6 +94,7 @@ class CallbackEndpoint:
         self._read_timeout_s = read_timeout_s
         self._storing = 0
         self._refusals = RefusalLog()
+        self._counting: asyncio.TimerHandle | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         vendor = "unknown"
@@ -125,9 +126,11 @@ class CallbackEndpoint:
         """Return whether a callback that changed nothing gets a line; those that get none are counted in one, later."""
         now_s = self._clock.monotonic_s()
         if self._refusals.is_over(now_s):
+            if self._counting is not None:
+                self._counting.cancel()  # it is late, and would end the new interval
             self._log_unlogged()
             self._refusals.begin(now_s)
-            asyncio.get_running_loop().call_later(INTERVAL_S, self._log_unlogged)
+            self._counting = asyncio.get_running_loop().call_later(INTERVAL_S, self._log_unlogged)
         return self._refusals.admits(result)
 
     def _log_unlogged(self) -> None:

@@ -125,12 +125,13 @@ class Dispatcher:
 
     async def _attempt(self, delivery: Delivery) -> None:
         hook = self._hooks[delivery.hook]
-        outcome = None
+        has_changed, answer = False, ""
         try:
             is_filtered = hook.when is not None or hook.latest_only
             skip_reason = await self._skip_reason(hook, delivery) if is_filtered else None
             if skip_reason is None:
                 outcome, settlement = await self._send(hook, await self._with_raw(hook, delivery))
+                has_changed, answer = self._update_breaker(hook, outcome), outcome.answer
             else:
                 log.info("delivery.skipped", hook=hook.name, event_id=delivery.event.id, reason=skip_reason)
                 settlement = Settlement("done")
@@ -138,11 +139,11 @@ class Dispatcher:
             log.error("delivery.unsettled", hook=hook.name, event_id=delivery.event.id, reason=str(error))
             return
         finally:
-            self._free_slot(delivery)  # before settling, which wakes the next claim
+            self._free_slot(delivery)  # the next claim need not wait for this settlement
         try:
             await self._ledger.settle(delivery, settlement)
-            if outcome is not None:
-                await self._update_breaker(hook, outcome)
+            if has_changed:
+                await self._record_pause(hook, answer)
         except LedgerUnavailable as error:
             log.error("delivery.unsettled", hook=hook.name, event_id=delivery.event.id, reason=str(error))
 
@@ -193,24 +194,30 @@ class Dispatcher:
         )
         return outcome, settlement
 
-    async def _update_breaker(self, hook: Hook, outcome: Outcome) -> None:
-        """Open or close the hook's circuit breaker. A final failure is about the event and does not count."""
+    def _update_breaker(self, hook: Hook, outcome: Outcome) -> bool:
+        """Count an outcome; return whether the hook's circuit breaker opened or closed.
+
+        A final failure is about the event and does not count.
+        """
         if outcome.is_final:
-            return
+            return False
         before = self._breakers[hook.name]
         after = before.after(is_delivered=outcome.is_delivered, now_s=self._clock.now_s(), chance=self._clock.chance())
         self._breakers[hook.name] = after
-        if after.until_s == before.until_s:
-            return
+        return after.until_s != before.until_s
+
+    async def _record_pause(self, hook: Hook, reason: str) -> None:
+        """Record the state of the hook's circuit breaker, which has changed."""
+        until_s = self._breakers[hook.name].until_s
         if self._metrics is not None:
-            self._metrics.breaker(hook.name, is_open=after.until_s is not None)
-        if after.until_s is None:
+            self._metrics.breaker(hook.name, is_open=until_s is not None)
+        if until_s is None:
             log.info("hook.resumed", hook=hook.name)
             await self._ledger.pause(hook.name, None)
         else:
-            pause_s = round(after.until_s - self._clock.now_s(), 1)
-            log.warning("hook.paused", hook=hook.name, pause_s=pause_s, reason=outcome.answer)
-            await self._ledger.pause(hook.name, int(after.until_s * 1000), outcome.answer)
+            pause_s = round(until_s - self._clock.now_s(), 1)
+            log.warning("hook.paused", hook=hook.name, pause_s=pause_s, reason=reason)
+            await self._ledger.pause(hook.name, int(until_s * 1000), reason)
 
     async def _skip_reason(self, hook: Hook, delivery: Delivery) -> str | None:
         """Return why the hook does not want this delivery; None means that it does."""

@@ -25,6 +25,9 @@ STEADY_S = 60.0
 SILENCE_S = 30.0
 """A process sends a byte about every second; after so long without one its event loop hangs."""
 
+LISTEN_S = 1.0
+"""Silence is counted in steps of this, so that a freeze of all processes (a paused container) counts as one of them."""
+
 STOP_S = 60.0
 """How long a process may take to stop: its idle connections, its requests, then its deliveries under way."""
 
@@ -100,16 +103,19 @@ class ServerProcess:
 
     async def _beat(self) -> bool:
         """Return True when it said that it lives, False when it closed the connection, or hung and was killed."""
-        limit_s = SILENCE_S if self.is_serving and not self._is_stopping else None  # a migration may take longer
-        try:
-            async with self._clock.timeout(limit_s):
-                return bool(await asyncio.get_running_loop().sock_recv(self._connection, 64))
-        except TimeoutError:
-            if self._is_stopping:
-                return True
-            self.kill(f"its event loop hung for {SILENCE_S:g} s")
-        except OSError:
-            pass
+        heard = asyncio.ensure_future(asyncio.get_running_loop().sock_recv(self._connection, 64))
+        silent_s = 0.0
+        while silent_s < SILENCE_S:
+            try:
+                async with self._clock.timeout(LISTEN_S):
+                    return bool(await asyncio.shield(heard))
+            except TimeoutError:
+                if self.is_serving and not self._is_stopping:  # a migration may take longer
+                    silent_s += LISTEN_S
+            except OSError:
+                return False
+        heard.cancel()
+        self.kill(f"its event loop hung for {SILENCE_S:g} s")
         return False
 
 
@@ -219,19 +225,20 @@ class Supervisor:
         ours.setblocking(False)
         with theirs:
             fds = (self._listening.fileno(), theirs.fileno())
-            process = ServerProcess(
-                await asyncio.create_subprocess_exec(
+            try:
+                created = await asyncio.create_subprocess_exec(
                     sys.executable,
                     *([] if {"", os.getcwd()} & set(sys.path) else ["-P"]),  # -m would add the working directory
                     *("-m", "receiver.cli.server_process", *map(str, fds), str(number)),
                     *(["polls"] if place == 0 else []),
                     pass_fds=fds,
                     env=os.environ | {"PROMETHEUS_MULTIPROC_DIR": str(self._metrics)},
-                ),
-                ours,
-                number,
-                self._clock,
-            )
+                )
+            except OSError as error:  # no memory, files or process ids, for now
+                ours.close()
+                log.error("process.not_started", reason=str(error))
+                raise StartFailed(1) from error
+            process = ServerProcess(created, ours, number, self._clock)
         self._alive.add(process)
         process.ended.add_done_callback(lambda _: self._forget(process))
         await process.started()

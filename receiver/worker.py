@@ -41,6 +41,7 @@ class Worker:
         self._poller = poller
         self._listeners = listeners
         self._loops: list[asyncio.Task[None]] = []
+        self._claiming: asyncio.Task[float | None] | None = None
 
     def start(self, *, polls: bool = True) -> None:
         """Start the loops in the running event loop; without `polls`, only those of deliveries."""
@@ -61,6 +62,8 @@ class Worker:
         for loop in self._loops:
             with suppress(asyncio.CancelledError):
                 await loop
+        if self._claiming is not None:  # what it claims would otherwise wait for the end of its lease
+            await asyncio.wait({self._claiming}, timeout=STOP_TIMEOUT_S)
         await self._dispatcher.finish(STOP_TIMEOUT_S)
         await self._dispatcher.close()
 
@@ -116,7 +119,8 @@ class Worker:
         """Start the attempts that are due; return when there may be more, and slots for them."""
         ready = self._dispatcher.ready
         ready.clear()
-        wait_s = await self._dispatcher.dispatch()
+        self._claiming = asyncio.create_task(self._dispatcher.dispatch())
+        wait_s = await asyncio.shield(self._claiming)
         await self._clock.wait(ready, wait_s)
 
     async def _watch_once(self) -> None:

@@ -47,13 +47,13 @@ def find_credentials(environ: Mapping[str, str]) -> Callable[[], Credentials]:
     It raises NoCredentials if there are none, and so does this function if only botocore could find them and it is
     not installed. It may block.
     """
-    if "AWS_ACCESS_KEY_ID" in environ and "AWS_SECRET_ACCESS_KEY" in environ:
+    if environ.get("AWS_ACCESS_KEY_ID") and environ.get("AWS_SECRET_ACCESS_KEY"):  # empty is unset, as in botocore
         return lambda: Credentials(
-            environ["AWS_ACCESS_KEY_ID"], environ["AWS_SECRET_ACCESS_KEY"], environ.get("AWS_SESSION_TOKEN")
+            environ["AWS_ACCESS_KEY_ID"], environ["AWS_SECRET_ACCESS_KEY"], environ.get("AWS_SESSION_TOKEN") or None
         )
     remedy = f"Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; for a profile or a role: {install_command('aws')}."
     try:
-        from botocore.exceptions import BotoCoreError
+        from botocore.exceptions import BotoCoreError, ClientError
         from botocore.session import get_session
     except ImportError as error:
         raise NoCredentials(remedy) from error
@@ -64,7 +64,7 @@ def find_credentials(environ: Mapping[str, str]) -> Callable[[], Credentials]:
             found = get()
             if found is not None:
                 return Credentials(*found.get_frozen_credentials()[:3])
-        except BotoCoreError as error:
+        except (BotoCoreError, ClientError, RuntimeError) as error:  # the last: what was refreshed has expired
             raise NoCredentials(f"{error}. {remedy}") from error
         get.cache_clear()  # a role's server may answer later
         raise NoCredentials(remedy)

@@ -37,6 +37,7 @@ def main() -> None:
         with suppress(OSError):  # it has ended, or is stopped and reads nothing
             supervisor.send(b".", socket.MSG_DONTWAIT)
 
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # it is for the supervisor, also where it comes to the whole group
     threading.Thread(target=watch_supervisor, daemon=True).start()
     with errors_as_exit_status():
         from receiver import server

@@ -183,7 +183,7 @@ def message_of(hook: Hook, name: str, event: Event, position: int) -> dict[str, 
 def read_entries(response: Mapping[str, Any], count: int) -> list[Outcome]:
     """Return the outcome of each of `count` entries in an SQS or SNS batch response."""
     accepted = {entry["Id"]: Outcome(True, f"message {entry['MessageId']}") for entry in response.get("Successful", ())}
-    refused = {entry["Id"]: read_refusal(entry, "Code", "Message") for entry in response.get("Failed", ())}
+    refused = {entry["Id"]: read_refusal(entry, "Code", "Message") for entry in response.get("Failed") or ()}
     missing = Outcome(False, "the response does not contain this entry")
     return [(accepted | refused).get(str(position), missing) for position in range(count)]
 

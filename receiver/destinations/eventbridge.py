@@ -42,7 +42,7 @@ def open(hook: Hook, allow_hosts: frozenset[str]) -> AwsDestination:
         response = client.call("PutEvents", Entries=[entry_of(event) for event in events])
         return [
             Outcome(True, f"event {entry['EventId']}")
-            if "EventId" in entry
+            if entry.get("EventId")
             else read_refusal(entry, "ErrorCode", "ErrorMessage")
             for entry in response["Entries"]
         ]

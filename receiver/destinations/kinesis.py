@@ -35,7 +35,7 @@ def open(hook: Hook, allow_hosts: frozenset[str]) -> AwsDestination:
         response = client.call("PutRecords", StreamName=stream, Records=records)
         return [
             Outcome(True, f"{record['ShardId']}, sequence {record['SequenceNumber']}")
-            if "SequenceNumber" in record
+            if record.get("SequenceNumber")
             else read_refusal(record, "ErrorCode", "ErrorMessage")
             for record in response["Records"]
         ]

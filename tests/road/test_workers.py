@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from receiver.cli.doctor import _processes
-from receiver.supervisor import ServerProcess, pause_s
+from receiver.supervisor import ServerProcess, StartFailed, Supervisor, pause_s
 from submitter.clock import Clock
 from submitter.ledger import open_ledger
 from submitter.sandbox.oxen import OxenSandbox
@@ -266,6 +266,50 @@ async def test_a_process_whose_event_loop_hangs_is_killed(silent: ServerProcess)
 async def test_a_process_that_does_not_stop_in_time_is_killed(silent: ServerProcess) -> None:
     await silent.stop()
     assert silent.ended.result() == -signal.SIGKILL
+
+
+class ThawedClock(Clock):
+    """The limit that ran when all processes were frozen is over at once."""
+
+    limits = 0
+
+    def timeout(self, seconds: float | None) -> AbstractAsyncContextManager[asyncio.Timeout]:
+        self.limits += 1
+        return asyncio.timeout(0 if self.limits == 2 else seconds)
+
+
+async def test_a_process_that_was_frozen_together_with_the_supervisor_is_kept() -> None:
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    script = f"import os, time\nfor _ in range(3): os.write({theirs.fileno()}, b'.'); time.sleep(0.2)"
+    with theirs:
+        fds = (theirs.fileno(),)
+        child = await asyncio.create_subprocess_exec(sys.executable, "-c", script, pass_fds=fds)
+    process = ServerProcess(child, ours, 0, ThawedClock())
+    await process.started()
+    assert await process.ended == 0
+
+
+async def test_a_process_that_cannot_be_started_for_now_is_a_failed_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(*_: object, **__: object) -> None:
+        raise BlockingIOError("no more processes")
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", refuse)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        supervisor = Supervisor(listening, 2, tmp_path, Clock())
+        with pytest.raises(StartFailed):
+            await supervisor._start(1, 1)
+
+
+async def test_sighup_to_the_whole_group_ends_no_process_ungracefully(on_sqlite: dict[str, str]) -> None:
+    async with serving(on_sqlite, "--workers", "2") as running:
+        for pid in running.pids():
+            os.kill(pid, signal.SIGHUP)
+        running.process.send_signal(signal.SIGHUP)
+        ended = await running.until("process.ended", 2)
+        assert [line["status"] for line in ended] == [0, 0]
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
+from botocore.exceptions import ClientError
 
 from receiver.destinations.aws import read_error
-from submitter.aws import Credentials, Endpoint
+from submitter.aws import Credentials, Endpoint, NoCredentials, find_credentials
 from submitter.clock import Clock
 
 ANSWER = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
@@ -129,3 +130,25 @@ def test_botocore_is_loaded_only_to_find_credentials(
 )
 def test_an_error_response_is_read_in_every_format(content: bytes, expected: str) -> None:
     assert read_error(502, content) == expected
+
+
+def test_an_empty_variable_of_the_environment_is_no_credential(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+        monkeypatch.setenv(name, "/nonexistent")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    keys = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}
+    assert find_credentials(keys | {"AWS_SESSION_TOKEN": ""})() == Credentials("a", "b", None)
+    with pytest.raises(NoCredentials):
+        find_credentials(keys | {"AWS_ACCESS_KEY_ID": ""})()
+
+
+def test_a_role_that_may_not_be_assumed_is_missing_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Denied:
+        def get_credentials(self) -> None:
+            raise ClientError({"Error": {"Code": "AccessDenied", "Message": "not authorized"}}, "AssumeRole")
+
+    monkeypatch.setattr("botocore.session.get_session", Denied)
+    with pytest.raises(NoCredentials, match="not authorized"):
+        find_credentials({})()

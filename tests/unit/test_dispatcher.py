@@ -2,10 +2,16 @@
 
 import asyncio
 
+import pytest
+
 from receiver.destinations.outcome import Outcome
 from receiver.dispatcher import Dispatcher
 from receiver.hook import Hook
+from receiver.poller import Poller
+from receiver.worker import Worker
+from submitter.clock import Clock
 from submitter.event import Event
+from submitter.http import VendorHttp
 from submitter.ledger.sqlite.ledger import SqliteLedger
 from submitter.task import TaskStatus
 from tests.clock import HandClock
@@ -105,3 +111,43 @@ async def test_an_attempt_that_exceeds_the_timeout_is_a_failure(ledger: SqliteLe
     (waiting,) = await ledger.deliveries(hook="hangs", state="due", limit=9)
     assert waiting.last_error == "no answer within 0.1 s"
     assert waiting.due_at_ms == clock.ms + 63_000
+
+
+class Failing(Slow):
+    """Its answer is a failure."""
+
+    async def send(self, event: Event, now_s: float) -> Outcome:
+        self.sent += 1
+        return Outcome(False, "HTTP 500")
+
+
+@pytest.mark.parametrize("concurrency", [1, 2, 8])
+async def test_an_open_circuit_breaker_sends_one_probe_after_each_pause(ledger: SqliteLedger, concurrency: int) -> None:
+    await fill(ledger, 60)
+    clock, failing = HandClock(), Failing()
+    hook = Hook("fails", "https://a", concurrency=concurrency, schedule_s=(0, *[3600] * 9))
+    dispatcher = Dispatcher(ledger, [hook], {"fails": failing}, clock)
+    worker = Worker(ledger, dispatcher, Poller(ledger, {}, VendorHttp(), clock), clock=clock)
+    await worker.deliver()
+    sent = [failing.sent]
+    for _ in range(3):
+        clock.pass_s(600)  # longer than any pause
+        worker.start()
+        while (await ledger.hook_states([hook.subscription(1)]))[0].paused_until_ms < clock.ms:
+            await ledger.wait_for_change(ledger.version(), 0.05)
+        await worker.stop()
+        sent.append(failing.sent - sum(sent))
+    assert sent[1:] == [1, 1, 1]
+
+
+async def test_a_worker_that_stops_sends_what_it_is_claiming(ledger: SqliteLedger) -> None:
+    await fill(ledger, 40)
+    works, clock = Slow(is_open=True), Clock()
+    dispatcher = Dispatcher(ledger, [Hook("works", "https://a", concurrency=8)], {"works": works}, clock)
+    worker = Worker(ledger, dispatcher, Poller(ledger, {}, VendorHttp(), clock), clock=clock)
+    worker.start()
+    for _ in range(3):
+        await asyncio.sleep(0)  # the first claim is on its way
+    await worker.stop()
+    leased = [one for one in await ledger.deliveries(hook="works", state="due", limit=99) if one.attempts]
+    assert (works.sent, leased) == (8, [])

@@ -246,3 +246,20 @@ async def test_a_large_body_arrives_whole() -> None:
     async with peer.listening(), client_of(ALLOWED) as post:
         assert (await post(f"http://127.0.0.1:{peer.port}/", body)).status == 204
     assert peer.requests[0].endswith(b"\r\n\r\n" + body)
+
+
+async def test_a_long_header_of_an_answer_is_read() -> None:
+    peer = Peer(b"HTTP/1.1 200 OK\r\ncontent-security-policy: " + b"x" * 20_000 + b"\r\ncontent-length: 0\r\n\r\n")
+    async with peer.listening(), client_of(ALLOWED) as post:
+        assert (await post(f"http://127.0.0.1:{peer.port}/")).status == 200
+
+
+@pytest.mark.parametrize("answer", [*ENDLESS.values(), b"", b"HTTP/1.1 200 OK\r\ncontent-length: x\r\n\r\n"])
+async def test_no_error_shows_the_path_or_the_query_of_a_url(answer: bytes) -> None:
+    """They can be a hook's only secret."""
+    peer = Peer(answer)
+    async with peer.listening(), client_of(ALLOWED, timeout_s=0.3) as post:
+        for host in (f"127.0.0.1:{peer.port}", "127.1", "127.0.0.1:9"):
+            with pytest.raises(NoAnswer) as raised:
+                await post(f"http://{host}/SECRET?token=SECRET")
+            assert "SECRET" not in str(raised.value)
