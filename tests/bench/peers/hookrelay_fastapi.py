@@ -1,7 +1,7 @@
 """Peer: hookrelay's FastAPI router stores callbacks in Redis, and its worker posts them to the hook, with retries.
 
-Run both: `python -m tests.bench.peers.hookrelay_fastapi receive PORT` and `... work`. Of its backends
-that are safe with a separate worker (PostgreSQL, Redis), this is the one that the other peers use too.
+Run both: `python -m tests.bench.peers.hookrelay_fastapi receive PORT` and `... work`. Of the backends that
+are safe with a separate worker (PostgreSQL, Redis), Redis is the one that the other peers use too.
 """
 
 import asyncio
@@ -23,6 +23,7 @@ from tests.bench.peers.standard_webhooks import is_signed, signed_headers
 HOOK_URL = os.environ["HOOK_URL"]
 CONCURRENCY = int(os.environ["CONCURRENCY"])
 POLL_S = 0.01
+"""How long an idle worker waits; hookrelay's default is 1 s."""
 LEASE_S = 300.0
 
 

@@ -18,6 +18,7 @@ INSTALLED = ROOT / ".venv/peers"
 PYTHON = str(INSTALLED / "bin/python")
 NODE_PROGRAM = str(Path(__file__).with_name("fastify_bullmq.cjs"))
 CONCURRENCY = 50
+"""Posts to the hook at once, of each peer."""
 HOOKSPOOL_CONNECTIONS = 16
 """hookspool's intake serves one connection in each of its 16 threads, and lets only 5 more wait."""
 
