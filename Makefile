@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-all test-slow check bench torture lock install clean package sbom
+.PHONY: demo test test-all test-slow check bench bench-peers torture lock install clean package sbom
 
 VENDOR ?= kling
 demo: .venv/demo  ## the whole pipeline, offline; VENDOR=novita, highway, aihubmax or oxen for another vendor's stand-in
@@ -49,6 +49,18 @@ sbom: .venv/installed  ## bills of materials of the package, the image and the f
 
 bench: package  ## benchmarks: the figures in the README
 	$(BIN)/python -m tests.bench
+
+bench-peers: .venv/installed .venv/peers/installed  ## the road from a callback to a hook, beside other programs; PEERS="arq bullmq" for some
+	$(BIN)/python -m tests.bench.peers $(PEERS)
+
+# The programs that are measured beside this one share no dependencies with it. They need Node.js, npm and redis-server.
+PEERS_IN := tests/bench/peers
+.venv/peers/installed: $(PEERS_IN)/requirements.txt $(PEERS_IN)/package.json
+	test -x .venv/peers/bin/python || $(PYTHON) -m venv .venv/peers
+	.venv/peers/bin/python -m pip install --quiet -r $(PEERS_IN)/requirements.txt
+	cp $(PEERS_IN)/package.json .venv/peers/
+	npm install --prefix .venv/peers --silent --no-package-lock --ignore-scripts --no-audit --no-fund
+	touch $@
 
 MINUTES ?= 30
 SEED ?= 1
