@@ -17,6 +17,7 @@ from submitter.ledger.base import Tasks
 from submitter.log import Logger
 
 STOP_TIMEOUT_S = 20.0
+CLAIM_TIMEOUT_S = 5.0
 PAUSE_AFTER_ERROR_S = 1.0
 POLL_EVERY_S = 0.25
 
@@ -56,14 +57,14 @@ class Worker:
             ]
 
     async def stop(self) -> None:
-        """Stop the loops, then wait up to STOP_TIMEOUT_S for the attempts in flight."""
+        """Stop the loops; wait up to CLAIM_TIMEOUT_S for a claim, then STOP_TIMEOUT_S for the attempts in flight."""
         for loop in self._loops:
             loop.cancel()
         for loop in self._loops:
             with suppress(asyncio.CancelledError):
                 await loop
         if self._claiming is not None:  # what it claims would otherwise wait for the end of its lease
-            await asyncio.wait({self._claiming}, timeout=STOP_TIMEOUT_S)
+            await asyncio.wait({self._claiming}, timeout=CLAIM_TIMEOUT_S)
         await self._dispatcher.finish(STOP_TIMEOUT_S)
         await self._dispatcher.close()
 

@@ -8,6 +8,9 @@ import pytest
 import yaml
 from cfnlint.decode import cfn_yaml
 
+from receiver.cli.server_process import DRAIN_S
+from receiver.server import STOP_S
+from receiver.worker import CLAIM_TIMEOUT_S, STOP_TIMEOUT_S
 from submitter.ledger.dynamodb.items import table_of
 from submitter.settings import COMMON, RECEIVER
 from submitter.vendors.registry import vendors
@@ -61,3 +64,17 @@ def test_all_yaml_parses_and_the_image_is_pinned_and_does_not_run_as_root() -> N
     assert "\nUSER 10001:10001\n" in (INFRA / "Dockerfile").read_text()
     for image in re.findall(r"^FROM (\S+)|image: (\S+:\S+)", (INFRA / "Dockerfile").read_text(), re.MULTILINE):
         assert re.search(r":\d+\.\d+", "".join(image))
+
+
+def test_every_grace_period_is_longer_than_the_longest_stop() -> None:
+    longest_s = DRAIN_S + STOP_S + CLAIM_TIMEOUT_S + STOP_TIMEOUT_S
+    texts = {name: (INFRA / name).read_text() for name in ("systemd/kling-relay.service", "compose.yaml")}
+    kubernetes = yaml.safe_load_all((INFRA / "kubernetes" / "relay.yaml").read_text())
+    pods = [one["spec"]["template"]["spec"] for one in kubernetes if one["kind"] == "Deployment"]
+    given_s = [
+        *re.findall(r"TimeoutStopSec=(\d+)", texts["systemd/kling-relay.service"]),
+        *re.findall(r"stop_grace_period: (\d+)s", texts["compose.yaml"]),
+        *(pod["terminationGracePeriodSeconds"] for pod in pods),
+    ]
+    assert len(given_s) == 4
+    assert all(int(seconds) > longest_s for seconds in given_s)
