@@ -20,6 +20,8 @@ from submitter.egress import tls_context
 from submitter.vendors.base import HttpAnswer, HttpRequest
 
 ANSWER_MAX = 16 * 1024 * 1024
+EVENT_MAX = 1024 * 1024
+"""Bytes of one event of a stream."""
 _TOO_LONG = f"the response is longer than {ANSWER_MAX} bytes"
 _GZIP = zlib.MAX_WBITS | 16
 
@@ -97,7 +99,10 @@ class VendorHttp:
 
     @asynccontextmanager
     async def stream(self, request: HttpRequest, *, silence_s: float) -> AsyncIterator[httpx.Response]:
-        """Open a streaming response; raise httpx.ReadTimeout when no data arrived for `silence_s` seconds."""
+        """Open an event stream. Reading raises httpx.ReadTimeout after `silence_s` seconds without data.
+
+        It raises httpx.DecodingError for an event, up to its blank line, of more than EVENT_MAX bytes.
+        """
         timeout = httpx.Timeout(silence_s, connect=self._connect_timeout_s)
         headers = {"accept-encoding": "identity", **request.headers}
         async with self._once.stream(
@@ -106,12 +111,35 @@ class VendorHttp:
             encoding = response.headers.get("content-encoding", "identity")
             if encoding.lower() != "identity":  # httpx would expand it without a limit
                 raise httpx.DecodingError(f"the stream is compressed ({encoding:.40})")
+            assert isinstance(response.stream, httpx.AsyncByteStream)
+            response.stream = _BoundedEvents(response.stream)
             yield response
 
     async def close(self) -> None:
         """Close every connection."""
         await self._once.aclose()
         await self._kept.aclose()
+
+
+class _BoundedEvents(httpx.AsyncByteStream):
+    """A stream of events, which a reader holds until their blank lines: none may be endless."""
+
+    def __init__(self, stream: httpx.AsyncByteStream) -> None:
+        self._stream = stream
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        size, end = 0, b""
+        async for chunk in self._stream:
+            seen = end + chunk
+            last = max(seen.rfind(blank) for blank in (b"\n\n", b"\r\n\r\n", b"\r\r"))
+            size = size + len(chunk) if last < 0 else len(seen) - last
+            if size > EVENT_MAX:
+                raise httpx.DecodingError(f"an event of the stream is longer than {EVENT_MAX} bytes")
+            end = seen[-3:]
+            yield chunk
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
 
 
 def _expand(body: bytes, encoding: str) -> bytes | Unanswered:

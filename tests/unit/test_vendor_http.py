@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 
 import httpx
 import pytest
+from httpx_sse import EventSource
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
@@ -169,3 +170,36 @@ async def test_an_answer_that_trickles_is_cut_off() -> None:
         await http.close()
     assert isinstance(outcome, Unanswered)
     assert "not complete within" in outcome.reason
+
+
+async def read_stream(chunks: list[bytes]) -> list[str]:
+    """Return the data of the events in a stream of these chunks."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n")
+        for chunk in chunks:
+            writer.write(chunk)
+            await writer.drain()
+
+    http = VendorHttp()
+    try:
+        async with tcp_server(serve) as port:
+            request = HttpRequest("GET", f"http://127.0.0.1:{port}/", {}, b"")
+            async with http.stream(request, silence_s=5) as response:
+                return [event.data async for event in EventSource(response).aiter_sse()]
+    finally:
+        await http.close()
+
+
+async def test_an_event_of_a_stream_without_an_end_is_cut_off() -> None:
+    with pytest.raises(httpx.DecodingError, match="an event of the stream is longer than 1048576 bytes"):
+        await read_stream([b"data: ", *[b"x" * 65536] * 17])
+
+
+@pytest.mark.parametrize("end", [b"\n\n", b"\r\n\r\n", b"\r\r"])
+async def test_many_events_of_a_stream_may_be_longer_than_one(end: bytes) -> None:
+    event = b"data: " + b"x" * 600_000 + end
+    whole = event * 4
+    cut = 600_007  # within a blank line
+    assert await read_stream([whole[:cut], whole[cut:]]) == ["x" * 600_000] * 4
