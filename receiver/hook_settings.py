@@ -72,7 +72,8 @@ def _hook(
         found.append(Problem(f"{where}.secret", f"with {scheme}:", limit, remedy))
     events = table.get("events")
     is_list = events is None or (isinstance(events, list) and all(isinstance(event, str) for event in events))
-    require("events", is_list and set(events or ()) <= set(EVENTS), f"a list of {', '.join(EVENTS)}", "Use only these.")
+    is_known = is_list and events != [] and set(events or ()) <= set(EVENTS)
+    require("events", is_known, f"a list of {', '.join(EVENTS)}", "Use only these; without `events`, all are sent.")
     mode = table.get("mode", "structured")
     require("mode", mode in ("structured", "binary"), "structured or binary", "Use one of them.")
     schedule = table.get("schedule", list(SCHEDULE_S))
@@ -144,6 +145,8 @@ def _secrets(
     where: str, table: Mapping[str, Any], follow: Callable[[str, str], str | None], found: list[Problem]
 ) -> tuple[Secret, ...]:
     references = table.get("secret", [])
+    if "secret" in table and references == []:
+        found.append(Problem(f"{where}.secret", "[]", "set but empty", "Name a secret, or remove `secret`."))
     secrets: list[Secret] = []
     for reference in references if isinstance(references, list) else [references]:
         if not isinstance(reference, str) or reference.partition(":")[0] not in ("env", "file"):

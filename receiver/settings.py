@@ -78,8 +78,8 @@ def load_receiver_settings(environ: Mapping[str, str] | None = None) -> Receiver
         reader.problem("KLING_RELAY_LOG", repr(style), "json or console", "Use one of them.")
     deliver = reader.choice("deliver", DELIVER, "worker")
     deliver_budget_s = reader.number("deliver_budget_s", 5, least=0.1) or 5
-    body_limit = reader.number("body_limit", 64 * 1024, least=1024) or 64 * 1024
-    workers = reader.number("workers", 1, least=1, most=WORKERS_MAX) or 1
+    body_limit = reader.number("body_limit", 64 * 1024, least=1024, whole=True) or 64 * 1024
+    workers = reader.number("workers", 1, least=1, most=WORKERS_MAX, whole=True) or 1
     reader.finish()
     return ReceiverSettings(
         common=common,

@@ -13,7 +13,7 @@ from submitter.errors import InvalidRequest, InvalidSettings, Problem
 from submitter.schedule import DELAY_MAX_S, Backoff, PollPolicy
 from submitter.vendors.base import CallbackSetting, Vendor, VendorSetup
 from submitter.vendors.registry import vendors as installed_vendors
-from submitter.web_address import why_not_web, without_password
+from submitter.web_address import why_not_host, why_not_web, without_password
 
 CONFIG_FILE = "relay.toml"
 
@@ -114,6 +114,7 @@ class Reader:
         vendor: str | None = None,
         least: float = 0,
         most: float = NUMBER_MAX,
+        whole: bool = False,
     ) -> float | None:
         """Return a number from `least` to `most`; add a problem and return `default` for any other value."""
         value = self.text(name, vendor=vendor)
@@ -123,9 +124,9 @@ class Reader:
             found = float(value)
         except ValueError:
             found = float("nan")
-        if not least <= found <= most:
-            is_open = most == NUMBER_MAX
-            limit = f"a number of at least {least:g}" if is_open else f"a number from {least:g} to {most:.0f}"
+        if not least <= found <= most or (whole and found % 1):
+            is_open, number = most == NUMBER_MAX, "a whole number" if whole else "a number"
+            limit = f"{number} of at least {least:g}" if is_open else f"{number} from {least:g} to {most:.0f}"
             remedy = f"Use {least:g} or more." if is_open else f"Use {least:g} to {most:.0f}."
             self.problem(self._place(name, vendor), repr(value), limit, remedy)
             return default
@@ -263,13 +264,12 @@ def read_settings(reader: Reader) -> Settings:
             ring = KeyRing.read(keys)
         except InvalidSettings as error:
             reader.problems.extend(error.problems)
-    hosts = reader.text("allow_hosts") or ""
     return Settings(
         public_url=_public_url(reader),
         ledger=reader.text("ledger") or "sqlite:///relay.db",
         ring=ring,
         vendors=_vendors(reader),
-        allow_hosts=frozenset(filter(None, (host.strip().lower() for host in hosts.split(",")))),
+        allow_hosts=_allow_hosts(reader),
         media_store=reader.text("media_store"),
     )
 
@@ -282,14 +282,26 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
     return settings
 
 
+def _allow_hosts(reader: Reader) -> frozenset[str]:
+    hosts = frozenset(filter(None, (host.strip().lower() for host in (reader.text("allow_hosts") or "").split(","))))
+    for host in sorted(hosts):
+        wrong = why_not_host(host)
+        if wrong is not None:
+            remedy = "Name hosts alone, separated by commas: hooks.internal,10.0.0.7"
+            reader.problem("KLING_RELAY_ALLOW_HOSTS", repr(host), f"a host: {wrong}", remedy)
+    return hosts
+
+
 def _public_url(reader: Reader) -> str | None:
     url = reader.text("public_url")
     if not url:
         return None
     wrong = why_not_web(url) or ("it has a query or a fragment" if re.search("[?#]", url) else None)
+    if "@" in url.partition("://")[2].partition("/")[0]:
+        wrong = "it has a user or a password, which vendors would not send"
     if wrong is not None:
         limit = f"https://host[/path]: {wrong}"
-        reader.problem("KLING_RELAY_PUBLIC_URL", repr(url), limit, "Set the receiver's public URL.")
+        reader.problem("KLING_RELAY_PUBLIC_URL", repr(without_password(url)), limit, "Set the receiver's public URL.")
     return url.rstrip("/")
 
 
@@ -300,7 +312,7 @@ def _vendors(reader: Reader) -> dict[str, VendorSettings]:
     common = _Common(
         reader.number("poll_after_s", None, least=0.01, most=DELAY_MAX_S),
         reader.number("abandon_after_s", None, least=1),
-        reader.number("parallel", None, least=1),
+        reader.number("parallel", None, least=1, whole=True),
     )
     for name, vendor in known.items():
         variables = _variables(reader, name, vendor)
@@ -343,7 +355,7 @@ class _Common(msgspec.Struct, frozen=True):
 def _vendor(reader: Reader, vendor: Vendor, common: _Common, callbacks: CallbackSetting) -> VendorSettings:
     name, default = vendor.name, vendor.poll_policy
     after_s = reader.number("poll_after_s", common.poll_after_s, vendor=name, least=0.01, most=DELAY_MAX_S)
-    parallel = reader.number("parallel", common.parallel, vendor=name, least=1)
+    parallel = reader.number("parallel", common.parallel, vendor=name, least=1, whole=True)
     while_expected, while_unexpected = default.while_expected, default.while_unexpected
     if after_s is not None:
         while_expected = Backoff(after_s, while_expected.factor, max(while_expected.max_s, after_s))

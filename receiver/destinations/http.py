@@ -17,9 +17,11 @@ Sources: https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/bindings/ht
 https://www.standardwebhooks.com, RFC 9110.
 """
 
-from collections.abc import Mapping
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
 from datetime import UTC
 from email.utils import parsedate_to_datetime
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from receiver.destinations.cloudevents import encode, traceparent
 from receiver.destinations.http_client import GuardedClient, HttpClient, NoAnswer
@@ -40,6 +42,7 @@ class HttpDestination:
         self._hook = hook
         self._client = client
         self._allow_hosts = allow_hosts
+        self._hidden = parts_to_hide(hook.url)
 
     async def send(self, event: Event, now_s: float) -> Outcome:
         encoded = encode(event, self._hook.mode)
@@ -50,7 +53,7 @@ class HttpDestination:
             "traceparent": traceparent(event),
             **sign(self._hook.secrets, event.id, int(now_s), encoded.body),
         }
-        outcome, _ = await post(self._client, self._hook.url, encoded.body, headers, now_s)
+        outcome, _ = await post(self._client, self._hook.url, encoded.body, headers, now_s, hidden=self._hidden)
         return outcome
 
     async def reach(self) -> str | None:
@@ -78,8 +81,11 @@ async def post(
     now_s: float,
     *,
     body_timeout_s: float = BODY_TIMEOUT_S,
+    hidden: Sequence[str] = (),
 ) -> tuple[Outcome, bytes]:
     """Send one POST request; return its outcome, and as much of the response body as arrives in `body_timeout_s`.
+
+    Each of `hidden` is masked in the outcome.
 
     The status alone decides the outcome. The body is read because only then is the connection reusable.
     """
@@ -91,8 +97,21 @@ async def post(
     if 200 <= status < 300:
         return Outcome(True, f"HTTP {status}"), answer.body
     retry_after_s = read_retry_after(answer.retry_after, now_s) if status in (429, 503) else None
-    text = f"HTTP {status} {answer.body[:200].decode(errors='replace')}".replace("\n", " ").strip()
+    shown = answer.body[:4000].decode(errors="replace")
+    for part in hidden:
+        shown = shown.replace(part, "[hidden]")
+    text = f"HTTP {status} {shown[:200]}".replace("\n", " ").strip()
     return Outcome(False, text, retry_after_s, is_gone=status == 410, is_final=status == 413), answer.body
+
+
+def parts_to_hide(url: str) -> list[str]:
+    """Return the parts of a hook's URL that may be secret, the longest first: error pages often repeat a request."""
+    parts = urlsplit(url)
+    login = unquote(parts.netloc.rpartition("@")[0])
+    found = {parts.path, unquote(parts.path), parts.query, unquote(parts.query), *dict(parse_qsl(parts.query)).values()}
+    if login:
+        found |= {login, unquote(parts.password or ""), b64encode(login.encode()).decode()}
+    return sorted((part for part in found if len(part) > 3), key=len, reverse=True)
 
 
 async def reach(url: str, allow_hosts: frozenset[str]) -> str | None:

@@ -1,5 +1,6 @@
 """Conformance of the HTTP destination, and how it interprets statuses, Retry-After and response bodies."""
 
+import base64
 import gzip
 import tracemalloc
 from collections.abc import AsyncIterator
@@ -97,6 +98,19 @@ async def test_a_compressed_response_is_not_expanded(peer: HttpPeer) -> None:
     assert peer.inbox.requests[0][0]["accept-encoding"] == "identity"
     assert peak < 8 * 1024 * 1024
     await destination.close()
+
+
+async def test_an_answer_that_repeats_the_request_shows_no_secret_of_the_url(peer: HttpPeer) -> None:
+    peer.url = peer.url.replace("://", "://user:p%40ssword@")
+    hook = Hook("inbox", f"{peer.url}/services/PATH-SECRET?token=QUERY-SECRET")
+    destination = open_destination(hook, frozenset({"127.0.0.1"}))
+    login = base64.b64encode(b"user:p@ssword").decode()
+    said = f"Basic {login} may not call /services/PATH-SECRET?token=QUERY-SECRET as user:p@ssword (QUERY-SECRET)"
+    peer.inbox.answers = [Response(said, 401)]
+    outcome = await destination.send(event(), NOW_S)
+    await destination.close()
+    assert outcome.answer.startswith("HTTP 401 Basic [hidden] may not call [hidden]")
+    assert not [secret for secret in ("SECRET", "p@ssword", login) if secret in outcome.answer]
 
 
 async def test_a_long_response_body_is_truncated_in_the_answer(peer: HttpPeer) -> None:

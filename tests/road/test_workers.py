@@ -208,8 +208,9 @@ async def test_what_keeps_the_first_process_from_starting_is_said_once_and_ends_
         (("--workers", "0"), {}, "--workers: 0 (1 to 64). Use the number of processors"),
         (("--workers", "65"), {}, "--workers: 65 (1 to 64)"),
         (("--workers", "two"), {}, "Invalid value for '--workers': 'two'"),
-        ((), {"KLING_RELAY_WORKERS": "0"}, "KLING_RELAY_WORKERS: '0' (a number from 1 to 64). Use 1 to 64."),
-        ((), {"KLING_RELAY_WORKERS": "many"}, "KLING_RELAY_WORKERS: 'many' (a number from 1 to 64)"),
+        ((), {"KLING_RELAY_WORKERS": "0"}, "KLING_RELAY_WORKERS: '0' (a whole number from 1 to 64). Use 1 to 64."),
+        ((), {"KLING_RELAY_WORKERS": "many"}, "KLING_RELAY_WORKERS: 'many' (a whole number from 1 to 64)"),
+        ((), {"KLING_RELAY_WORKERS": "2.5"}, "KLING_RELAY_WORKERS: '2.5' (a whole number from 1 to 64)"),
     ],
 )
 async def test_an_invalid_number_of_processes_is_refused(

@@ -108,3 +108,22 @@ def test_all_problems_of_the_settings_are_reported_at_once(tmp_path: Path) -> No
     ):  # fmt: skip
         assert part in message, part
     assert "short" not in message
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("KLING_RELAY_ALLOW_HOSTS", "http://127.0.0.1:9193/", "'http://127.0.0.1:9193/' (a host:"),
+        ("KLING_RELAY_PUBLIC_URL", "https://relay:hunter2@host/", "it has a user or a password"),
+        ("KLING_RELAY_PARALLEL", "2.5", "'2.5' (a whole number of at least 1)"),
+    ],
+)
+def test_a_setting_that_would_silently_do_something_else_is_refused(
+    tmp_path: Path, name: str, value: str, said: str
+) -> None:
+    config = tmp_path / "relay.toml"
+    config.write_text("")
+    with pytest.raises(InvalidSettings) as refused:
+        load_receiver_settings({"KLING_RELAY_CONFIG": str(config), name: value})
+    assert said in str(refused.value)
+    assert "hunter2" not in str(refused.value)

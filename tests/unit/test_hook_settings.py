@@ -22,6 +22,8 @@ VALID = {"name": "billing", "url": "https://billing.example.com/kling", "secret"
         ({"when": "data.["}, "hook[billing].when"),
         ({"latest_only": "yes"}, "hook[billing].latest_only"),
         ({"events": ["task.done"]}, "hook[billing].events"),
+        ({"events": []}, "hook[billing].events"),
+        ({"secret": []}, "hook[billing].secret"),
         ({"events": "task.succeed"}, "hook[billing].events"),
         ({"secret": "whsec_inline"}, "hook[billing].secret"),
         ({"secret": "env:MISSING"}, "hook[billing].secret"),
