@@ -72,7 +72,7 @@ class Dispatcher:
         self._lease_ms = int((timeouts + LEASE_MARGIN_S) * 1000)
         self.attempts_started = 0
         self.ready = asyncio.Event()
-        """Set when deliveries may be due that the last claim left for want of a slot, and a slot is free."""
+        """Set after a commit, and when slots are free for what the last claim left. The worker clears it."""
         self._is_behind = False  # whether the last claim left due deliveries, or may have
         self._route_at_s = -math.inf
         self._claiming: asyncio.TimerHandle | None = None
@@ -85,7 +85,7 @@ class Dispatcher:
         """
         now_ms, now_s = self._clock.now_ms(), self._clock.monotonic_s()
         capacities = {name: self._capacity(hook, now_ms / 1000) for name, hook in self._hooks.items()}
-        if not any(capacities.values()) and self._hooks and now_s < self._route_at_s:
+        if not any(capacities.values()) and now_s < self._route_at_s:
             self._is_behind = True
             return self._next_wait_s(now_ms, self._route_at_s - now_s)
         self._route_at_s = now_s + ROUTE_EVERY_S

@@ -1,7 +1,7 @@
 """Background loops: deliver events, poll overdue tasks, listen to event streams.
 
-Commits and stream events wake the loops, and a freed slot wakes the dispatcher. Timers serve only work that is due
-later.
+Commits and stream events wake the loops, and freed slots wake the dispatcher. Timers serve only work that is due later,
+and a busy hook with few free slots.
 """
 
 import asyncio

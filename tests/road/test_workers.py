@@ -242,20 +242,24 @@ class HastyClock(Clock):
         return asyncio.timeout(None if seconds is None else seconds / 300)
 
 
+async def spoken_once(clock: Clock, first: str = "") -> ServerProcess:
+    """Return a process that has said once that it serves, and then waits for the end of its standard input."""
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    script = f"{first}\nimport os, sys\nos.write({theirs.fileno()}, b'.')\nsys.stdin.read()"
+    with theirs:
+        child = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", script, pass_fds=(theirs.fileno(),), stdin=asyncio.subprocess.PIPE
+        )
+    process = ServerProcess(child, ours, 0, clock)
+    await process.started()
+    return process
+
+
 @pytest.fixture
 async def silent() -> AsyncIterator[ServerProcess]:
     """A process that served, then says nothing any more and ignores SIGTERM."""
-    ours, theirs = socket.socketpair()
-    ours.setblocking(False)
-    script = (
-        "import os, signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN);"
-        f"os.write({theirs.fileno()}, b'.'); time.sleep(60)"
-    )
-    with theirs:
-        fds = (theirs.fileno(),)
-        child = await asyncio.create_subprocess_exec(sys.executable, "-c", script, pass_fds=fds)
-    process = ServerProcess(child, ours, 0, HastyClock())
-    await process.started()
+    process = await spoken_once(HastyClock(), "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)")
     yield process
     await process.ended
 
@@ -270,24 +274,25 @@ async def test_a_process_that_does_not_stop_in_time_is_killed(silent: ServerProc
 
 
 class ThawedClock(Clock):
-    """The limit that ran when all processes were frozen is over at once."""
+    """The limit that ran when all processes were frozen is over at once; then `is_over` is set."""
 
-    limits = 0
+    def __init__(self) -> None:
+        self.limits = 0
+        self.is_over = asyncio.Event()
 
     def timeout(self, seconds: float | None) -> AbstractAsyncContextManager[asyncio.Timeout]:
         self.limits += 1
+        if self.limits > 2:
+            self.is_over.set()
         return asyncio.timeout(0 if self.limits == 2 else seconds)
 
 
 async def test_a_process_that_was_frozen_together_with_the_supervisor_is_kept() -> None:
-    ours, theirs = socket.socketpair()
-    ours.setblocking(False)
-    script = f"import os, time\nfor _ in range(3): os.write({theirs.fileno()}, b'.'); time.sleep(0.2)"
-    with theirs:
-        fds = (theirs.fileno(),)
-        child = await asyncio.create_subprocess_exec(sys.executable, "-c", script, pass_fds=fds)
-    process = ServerProcess(child, ours, 0, ThawedClock())
-    await process.started()
+    clock = ThawedClock()
+    process = await spoken_once(clock)
+    async with asyncio.timeout(20):
+        await clock.is_over.wait()
+    process._process.stdin.close()  # type: ignore[union-attr]
     assert await process.ended == 0
 
 

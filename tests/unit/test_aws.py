@@ -4,8 +4,6 @@ import asyncio
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 import pytest
 from botocore.exceptions import ClientError
@@ -13,6 +11,7 @@ from botocore.exceptions import ClientError
 from receiver.destinations.aws import read_error
 from submitter.aws import Credentials, Endpoint, NoCredentials, find_credentials
 from submitter.clock import Clock
+from tests.loopback import tcp_server
 
 ANSWER = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
 
@@ -23,12 +22,6 @@ class OneAnswerEach:
     def __init__(self) -> None:
         self.lines: list[str] = []
         self.closed = asyncio.Event()
-
-    @asynccontextmanager
-    async def running(self) -> AsyncIterator[int]:
-        server = await asyncio.start_server(self.answer, "127.0.0.1", 0)
-        async with server:
-            yield server.sockets[0].getsockname()[1]
 
     async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = await reader.readuntil(b"\r\n\r\n")
@@ -48,7 +41,7 @@ def endpoint(region: str = "eu-west-1") -> Endpoint:
 
 async def test_a_kept_connection_that_the_server_closed_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     server = OneAnswerEach()
-    async with server.running() as port:
+    async with tcp_server(server.answer) as port:
         monkeypatch.setenv("AWS_ENDPOINT_URL_SQS", f"http://127.0.0.1:{port}")
         opened = endpoint()
         for _ in range(3):
@@ -63,7 +56,7 @@ async def test_a_proxy_of_the_environment_is_used_with_its_login(monkeypatch: py
     server = OneAnswerEach()
     for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_SQS", "NO_PROXY", "no_proxy", "https_proxy"):
         monkeypatch.delenv(name, raising=False)
-    async with server.running() as port:
+    async with tcp_server(server.answer) as port:
         monkeypatch.setenv("HTTPS_PROXY", f"http://me:p%40ss@127.0.0.1:{port}")
         with pytest.raises(ConnectionError):  # it refuses the tunnel
             await asyncio.to_thread(endpoint().post, {}, b"{}")
