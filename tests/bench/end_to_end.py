@@ -22,7 +22,7 @@ from tests.bench import servers
 from tests.bench.hook_peer import HookPeer
 from tests.bench.ledgers import schema
 from tests.bench.load import drip, flood
-from tests.bench.processes import cpu_s, folder, listening_process, memory_kib
+from tests.bench.processes import cpu_s, folder, memory_kib, serving
 from tests.conformance.brokers import free_port
 from tests.road.many_processes import fill as fill_ledger
 
@@ -68,14 +68,14 @@ def toml(case: Case, port: int) -> str:
 
 
 @contextmanager
-def serving(case: Case, directory: Path, hook_port: int, ledger: str) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
+def serving_case(
+    case: Case, directory: Path, hook_port: int, ledger: str
+) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
     """Run `kling-relay serve` for a case; yield its port and process."""
     (directory / "relay.toml").write_text(toml(case, hook_port))
-    port = free_port()
     settings = servers.environment(directory) | {"KLING_RELAY_LEDGER": ledger, "KLING_RELAY_LOG": "json"}
-    workers = [] if case.workers == 1 else ["--workers", str(case.workers)]
-    arguments = ["-m", "receiver", "serve", "--host", "127.0.0.1", "--port", str(port), *workers]
-    with listening_process(arguments, port, directory / "serve.log", settings=settings) as process:
+    port = free_port()
+    with serving(["--port", str(port)], case.workers, directory / "serve.log", settings) as process:
         yield port, process
 
 
@@ -104,7 +104,7 @@ async def _measure(case: Case, tasks: int, directory: Path, url: str) -> Measure
     steady = min(int(STEADY_PER_S * 3 / 2), tasks // 4)
     requests = servers.callbacks("b", tasks - steady)
     async with server:
-        with serving(case, directory, hook_port, url) as (port, process):
+        with serving_case(case, directory, hook_port, url) as (port, process):
             before_s, begun_s = cpu_s(process.pid), time.perf_counter()
             load = await flood("127.0.0.1", port, requests)
             assert load.bad == 0, load

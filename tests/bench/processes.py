@@ -1,11 +1,13 @@
 """Helpers of the benchmark: server processes and temporary folders."""
 
+import io
 import os
 import shutil
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -42,6 +44,46 @@ def listening_process(
         finally:
             process.terminate()
             process.wait()
+
+
+@contextmanager
+def serving(
+    arguments: Sequence[str], workers: int, log: Path, settings: Mapping[str, str]
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run `kling-relay serve` with these arguments; the block starts once all of its processes serve."""
+    command = [sys.executable, "-m", "receiver", "serve", "--workers", str(workers), *arguments]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, env=os.environ | settings) as process:
+        started = _Copy(process, log, b'"service.started"', workers)
+        try:
+            if not started.is_ready.wait(60) or process.poll() is not None:
+                raise RuntimeError(log.read_text())
+            yield process
+        finally:
+            process.terminate()
+            process.wait()
+            started.join()
+
+
+class _Copy(threading.Thread):
+    """Copies a process's standard error to a file. `is_ready` is set once it has `text` so many times, or has ended."""
+
+    def __init__(self, process: subprocess.Popen[bytes], log: Path, text: bytes, times: int) -> None:
+        super().__init__(daemon=True)
+        assert isinstance(process.stderr, io.BufferedReader)
+        self._source, self._log, self._text, self._left = process.stderr, log, text, times
+        self.is_ready = threading.Event()
+        self.start()
+
+    def run(self) -> None:
+        with self._log.open("wb", buffering=0) as file:
+            while not self.is_ready.is_set() and (line := self._source.readline()):
+                file.write(line)
+                self._left -= self._text in line
+                if not self._left:
+                    self.is_ready.set()
+            while data := self._source.read1(1 << 16):
+                file.write(data)
+        self.is_ready.set()
 
 
 @contextmanager

@@ -6,11 +6,8 @@ Run it alone with `python -m tests.bench.workers ROUNDS`.
 import asyncio
 import statistics
 import sys
-import time
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from contextlib import ExitStack
 
 import msgspec
 import uvloop
@@ -18,7 +15,7 @@ import uvloop
 from tests.bench import servers
 from tests.bench.ledgers import TASKS, prepare, schema
 from tests.bench.load import flood
-from tests.bench.processes import cpu_s, folder, listening_process
+from tests.bench.processes import cpu_s, folder, serving
 from tests.conformance.brokers import free_port
 
 WORKERS = (1, 2, 4)
@@ -42,26 +39,13 @@ def accept(engine: str, workers: int) -> Accepted:
         asyncio.run(prepare(url, 0))
         settings = servers.environment(directory) | {"KLING_RELAY_LEDGER": url, "KLING_RELAY_LOG": "json"}
         requests = servers.callbacks("b", TASKS)
-        with serving(directory, settings, workers) as (port, pid):
-            before_s = cpu_s(pid)
+        port = free_port()
+        with serving(["--port", str(port)], workers, directory / "serve.log", settings) as process:
+            before_s = cpu_s(process.pid)
             load = uvloop.run(flood("127.0.0.1", port, requests))
-            used_s = cpu_s(pid) - before_s
+            used_s = cpu_s(process.pid) - before_s
         assert load.bad == 0, load
         return Accepted(load.per_s, load.p99_ms, used_s / len(requests) * 1e6)
-
-
-@contextmanager
-def serving(directory: Path, settings: dict[str, str], workers: int) -> Iterator[tuple[int, int]]:
-    """Run `serve`; yield its port and process id once all of its processes serve."""
-    port, log = free_port(), directory / "serve.log"
-    arguments = ["-m", "receiver", "serve", "--port", str(port), "--workers", str(workers)]
-    with listening_process(arguments, port, log, settings=settings) as process:
-        deadline = time.monotonic() + 60
-        while log.read_text().count("service.started") < workers:
-            if time.monotonic() > deadline or process.poll() is not None:
-                raise RuntimeError(log.read_text())
-            time.sleep(0.02)
-        yield port, process.pid
 
 
 def show_workers(rounds: int) -> None:

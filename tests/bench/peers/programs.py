@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 
 from tests.bench import servers
-from tests.bench.end_to_end import Case, serving
+from tests.bench.end_to_end import Case, serving_case
 from tests.bench.processes import listening_process
 from tests.conformance.brokers import free_port
 
@@ -70,7 +70,7 @@ def kling_relay(concurrency: int | None) -> Start:
         ledger = directory / "relay.db"
         servers.fill(ledger, "b", tasks)
         case = Case(concurrency=concurrency)
-        with serving(case, directory, hook_port, f"sqlite:///{ledger}") as (port, process):
+        with serving_case(case, directory, hook_port, f"sqlite:///{ledger}") as (port, process):
             yield Running(port, [process.pid])
 
     return start
